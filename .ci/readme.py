@@ -1,0 +1,35 @@
+"Writes README.md and index_files/ from nbs/index.ipynb: python .ci/readme.py"
+import re, shutil
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+from nbdev.config import get_config
+from nbdev.process import NBProcessor, read_nb
+from nbdev.processors import FilterDefaults
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTE = "<!-- Made from nbs/index.ipynb by .ci/readme.py: edit the notebook. -->\n\n"
+
+
+def render(path: Path) -> tuple:
+    "Markdown of a notebook after nbdev's processors, without its code, and its figures"
+    nb = read_nb(path)
+    title = "".join(nb.cells[0].source)
+    procs = [p for p in FilterDefaults().procs() if p.__name__ not in ("add_links", "insert_warning")]
+    NBProcessor(nb=nb, procs=procs).process()
+    cells = [dict(c) for c in nb.cells if c.cell_type != "raw"]
+    text, extra = MarkdownExporter(exclude_input=True).from_notebook_node(nbformat.from_dict({**nb, "cells": cells}))
+    figures = {name: data for name, data in extra["outputs"].items() if name in text}
+    for name in figures: text = text.replace(f"]({name})", f"](index_files/{name})").replace("![png]", "![loss curve and sample text]")
+    text = re.sub(r"\]\((\d\d_\w+\.ipynb|tutorials/[\w/]+\.ipynb)\)", r"](nbs/\1)", text)
+    return NOTE + title + "\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", figures
+
+
+if __name__ == "__main__":
+    text, figures = render(ROOT/get_config().nbs_path.name/"index.ipynb")
+    (ROOT/"README.md").write_text(text, encoding="utf-8")
+    shutil.rmtree(ROOT/"index_files", ignore_errors=True)
+    for name, data in figures.items():
+        (ROOT/"index_files").mkdir(exist_ok=True)
+        (ROOT/"index_files"/name).write_bytes(data)

@@ -1,0 +1,40 @@
+"Packaging: every value is read from settings.ini; recipes, samples and tokenizers travel in the wheel."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ASSETS = {"configs": "*.*", "data": "*.txt", "tokenizer": "*.json"}  # folder of the clone -> what ships
+
+parser = ConfigParser(delimiters=["="])
+parser.read("settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+extras = {k.removesuffix("_requirements"): cfg[k].split() for k in cfg if k.endswith("_requirements")}
+extras["all"] = sorted({r for name, rs in extras.items() if name != "dev" for r in rs})
+
+
+class BuildWithAssets(build_py):
+    "Copies the files that ship into `shakespeare_neox/assets`; an editable install finds them in the clone."
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        for folder, pattern in ASSETS.items():
+            target = Path(self.build_lib)/cfg["lib_name"]/"assets"/folder
+            target.mkdir(parents=True, exist_ok=True)
+            for file in Path(folder).glob(pattern): self.copy_file(str(file), str(target/file.name))
+
+
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),
+    author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
+    project_urls={"Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Source": cfg["git_url"],
+                  "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
+    long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
+    classifiers=["Development Status :: 3 - Alpha", "Natural Language :: " + cfg["language"],
+                 *(f"Intended Audience :: {a}" for a in cfg["audience"].split()),
+                 *(f"Programming Language :: Python :: 3.{v}" for v in (11, 12, 13)),
+                 "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+    packages=[cfg["lib_path"]], python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
+    extras_require=extras, entry_points={"console_scripts": cfg["console_scripts"].split(),
+                                         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    cmdclass={"build_py": BuildWithAssets}, zip_safe=False)

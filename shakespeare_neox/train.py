@@ -6,14 +6,14 @@
 __all__ = ['OPTIMIZERS', 'ADAM_DEFAULTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'LONG_RUN', 'neox_train_main', 'TrainConfig',
            'NumberLoader', 'read_yaml', 'find_recipe', 'merge', 'parse_override', 'sort_key', 'Recipe', 'load_config',
            'sort_settings', 'learning_rate', 'make_optimizer', 'best_precision', 'has_bf16', 'pick_precision',
-           'compile_layers', 'run_tokenizer', 'open_data', 'Run', 'make_accelerator', 'make_run', 'loss_of', 'batch',
-           'train_step', 'evaluate', 'optimizer_tensors', 'save_state', 'versions', 'saved_steps', 'load_state',
-           'claim_folder', 'Log', 'describe', 'Progress', 'noted_signals', 'start_wandb', 'TrainResult', 'check_finite',
-           'evaluate_and_keep', 'log_step', 'loop', 'compile_if_it_pays', 'train_recipe', 'stop', 'result_of', 'train',
-           'dry_run', 'neox_train']
+           'compile_model', 'keep_freed_memory', 'run_tokenizer', 'open_data', 'Run', 'make_accelerator', 'make_run',
+           'loss_of', 'batch', 'train_step', 'evaluate', 'optimizer_tensors', 'save_state', 'versions', 'saved_steps',
+           'load_state', 'claim_folder', 'Log', 'describe', 'Progress', 'noted_signals', 'start_wandb', 'TrainResult',
+           'check_finite', 'evaluate_and_keep', 'log_step', 'loop', 'compile_if_it_pays', 'train_recipe', 'stop',
+           'result_of', 'train', 'dry_run', 'neox_train']
 
-# %% ../nbs/03_train.ipynb #cdd4b91e
-import json, math, os, platform, re, shutil, signal, sys, threading, time
+# %% ../nbs/03_train.ipynb #631f5c6f
+import ctypes, json, math, os, platform, re, shutil, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
@@ -287,21 +287,28 @@ def pick_precision(
     if asked == "fp16" and device != "cuda": raise NeoxError(f"fp16 needs a CUDA GPU, this is {device}; give precision=fp32 or precision=bfloat16")
     return asked or best_precision(device, has_bf16(device))
 
-# %% ../nbs/03_train.ipynb #33bf8a95
-LONG_RUN = dict(cpu=1e13, cuda=3e15)    # floating point operations from which compiling pays: about a minute of work
+# %% ../nbs/03_train.ipynb #c8188d8c
+LONG_RUN = dict(cpu=3e12, cuda=3e15)    # floating point operations from which compiling pays: half a minute of work
 
-def compile_layers(
-    model: GPTNeoX, # compiled in place
+def compile_model(
+    model: GPTNeoX, # compiled in place, its parameters keep their names
     try_out, # a function that runs the model forward and backward once
 ) -> bool: # whether it worked
-    "Compiles the layers of a model, or says why not"
-    for layer in model.gpt_neox["layers"]: layer.compile()
+    "Compiles a model, or says why not"
+    model.compile(dynamic=False)
     try: try_out(); return True
     except Exception as e:
-        for layer in model.gpt_neox["layers"]: layer._compiled_call_impl = None
-        torch._dynamo.reset()
+        model._compiled_call_impl = None; torch._dynamo.reset()
         say(f"torch.compile does not work here ({type(e).__name__}: {str(e).strip().splitlines()[0][:80]}); the run goes on without it")
         return False
+
+# %% ../nbs/03_train.ipynb #30840efd
+def keep_freed_memory():
+    "Asks glibc to reuse freed memory from step to step; elsewhere it does nothing"
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    try: mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError): return
+    mallopt(M_MMAP_THRESHOLD, 2**25); mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 # %% ../nbs/03_train.ipynb #9559941e
 def run_tokenizer(
@@ -335,7 +342,7 @@ def open_data(
     if "valid" not in files: raise NeoxError(f"split: {split!r} leaves no validation text; give a second share, such as 90,10,0")
     return files, tokenizer
 
-# %% ../nbs/03_train.ipynb #595cb14d
+# %% ../nbs/03_train.ipynb #dd7a59c4
 @dataclass
 class Run:
     "A recipe come alive"
@@ -351,7 +358,7 @@ class Run:
     step: int = 0 # steps done
     best: float = math.inf # lowest validation loss so far
     seconds: float = 0.0 # spent in steps
-    compiled: bool = False # whether the layers are
+    compiled: bool = False # whether the model is
 
     @property
     def c(self): return self.recipe.train
@@ -372,7 +379,7 @@ def make_accelerator(
     if accelerator.mixed_precision != mixed: raise NeoxError(f"precision {precision} was asked for, accelerate gives {accelerator.mixed_precision}")
     return accelerator, precision
 
-# %% ../nbs/03_train.ipynb #f5c2338b
+# %% ../nbs/03_train.ipynb #e3407c0c
 def make_run(
     recipe: Recipe, # what to train
 ) -> Run:
@@ -382,7 +389,7 @@ def make_run(
     config = recipe.model_config(tokenizer.vocab_size)
     get_batch(files["train"], c.seed, 0, 1, config.seq_length)             # too short a text is found here
     accelerator, precision = make_accelerator(c)
-    if accelerator.device.type == "cpu": torch.use_deterministic_algorithms(c.deterministic)
+    if accelerator.device.type == "cpu": torch.use_deterministic_algorithms(c.deterministic); keep_freed_memory()
     torch.manual_seed(c.seed)
     model = GPTNeoX(config).to(accelerator.device)
     model, optimizer = accelerator.prepare(model, make_optimizer(model, c))
@@ -428,21 +435,23 @@ def train_step(
             run.optimizer.step(); run.optimizer.zero_grad()
     return total, norm
 
-# %% ../nbs/03_train.ipynb #a38e9807
+# %% ../nbs/03_train.ipynb #b2758790
 @torch.no_grad()
 def evaluate(
     run: Run, # its model and validation file
 ) -> dict: # loss (nats per token) and bits_per_byte
     "The loss over the whole validation split"
     c, file, model = run.c, run.files["valid"], run.model
-    model.eval(); total = count = 0
+    model.eval(); total = count = 0.0
+    T, size = run.config.seq_length, c.train_micro_batch_size_per_gpu
+    if not c.eval_iters: size = max(size, 8192//T)                          # the whole split: larger batches are faster, and equal
     with torch.compiler.set_stance("force_eager"):
-        for i, (x, y) in enumerate(eval_batches(file, max(8, c.train_micro_batch_size_per_gpu), run.config.seq_length)):
+        for i, (x, y) in enumerate(eval_batches(file, size, T)):
             if c.eval_iters and i >= c.eval_iters: break
-            x, y = (torch.from_numpy(t).to(run.accelerator.device) for t in (x, y)); n = (y >= 0).sum()
-            total, count = total + (loss_of(model, x, y)*n).double(), count + n
+            x, y = (torch.from_numpy(t).to(run.accelerator.device) for t in (x, y)); n = int((y >= 0).sum())
+            total, count = total + float(loss_of(model, x, y))*n, count + n
     model.train()
-    loss = (total/count).item()
+    loss = total/count
     return dict(loss=loss, bits_per_byte=loss/math.log(2)*file.n_tokens/file.n_bytes)
 
 # %% ../nbs/03_train.ipynb #0c6ef472
@@ -543,18 +552,20 @@ class Log:
         pairs = [(e["step"], e[key]) for e in self.events if e["event"] == kind]
         return [p[0] for p in pairs], [p[1] for p in pairs]
 
-# %% ../nbs/03_train.ipynb #b96a5144
+# %% ../nbs/03_train.ipynb #b6814731
 def describe(
     event: dict, # of the log
     run: Run, # that it belongs to
 ) -> str: # one line
     "An event for a person"
     at = f"step {event['step']:>5,}/{run.c.train_iters:,}"
-    if event["event"] == "evaluation": return f"{at}  validation loss {event['loss']:.4f}, {event['bits_per_byte']:.3f} bits per byte"
+    if event["event"] == "evaluation":
+        lines = [l for l in event["sample"].splitlines() if l.strip()][:3]
+        return "\n    | ".join([f"{at}  validation loss {event['loss']:.4f}, {event['bits_per_byte']:.3f} bits per byte", *lines])
     left = (run.c.train_iters - event["step"])*run.c.gradient_accumulation_steps*run.c.train_micro_batch_size_per_gpu*run.config.seq_length/max(1, event["tokens_per_second"])
     return f"{at}  loss {event['loss']:.4f}  rate {event['lr']:.1e}  {event['tokens_per_second']:,.0f} tokens/s  {int(left)//60}:{int(left)%60:02d} left"
 
-# %% ../nbs/03_train.ipynb #7ae614bd
+# %% ../nbs/03_train.ipynb #f4ce7734
 class Progress:
     "Shows a run: a bar and a live plot in a notebook, a bar in a terminal, lines in a pipe"
     def __init__(self,
@@ -580,8 +591,9 @@ class Progress:
         "Shows an event"
         line = describe(event, self.run)
         if self.kind == "notebook":
-            self.bar.main_bar.comment = line
+            self.bar.main_bar.comment = line.splitlines()[0]
             self.bar.update_graph([self.log.curve("log"), self.log.curve("evaluation")])
+            self.bar.graph_ax.set(xlabel="step", ylabel="loss (nats per token)", title=self.run.folder.name)
         elif self.kind == "terminal" and event["event"] == "log": self.bar.comment = line.split("  ", 1)[1]
         else: say(("\r" if self.kind == "terminal" else "") + line)
 
@@ -705,18 +717,17 @@ def loop(
         if saves: save_state(run)
         if stopped: return
 
-# %% ../nbs/03_train.ipynb #82dbcd5c
+# %% ../nbs/03_train.ipynb #e44e2238
 def compile_if_it_pays(
-    run: Run, # its layers are compiled in place
+    run: Run, # its model is compiled in place
 ):
-    "Compiles the layers where the recipe, or the length of the run, asks for it"
+    "Compiles the model where the recipe, or the length of the run, asks for it"
     c, device = run.c, run.accelerator.device.type
     work = flops_per_token(run.config)*c.train_iters*c.gradient_accumulation_steps*c.train_micro_batch_size_per_gpu*run.config.seq_length
     if c.compile == "off" or c.compile == "auto" and work < LONG_RUN.get(device, math.inf): return
-    model = run.accelerator.unwrap_model(run.model)
     def try_out():
         run.accelerator.backward(loss_of(run.model, *batch(run, 0))); run.optimizer.zero_grad()
-    run.compiled = compile_layers(model, try_out)
+    run.compiled = compile_model(run.accelerator.unwrap_model(run.model), try_out)
 
 # %% ../nbs/03_train.ipynb #e4633dad
 def train_recipe(

@@ -1,0 +1,69 @@
+"Fixtures of all tests: a folder to work in, a tiny trained run, and how a command refuses bad input"
+import os, re
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")               # before huggingface_hub is imported: no test asks the network
+
+import pytest
+
+TINY = ["num_layers=1", "hidden_size=32", "num_attention_heads=2", "seq_length=32", "max_position_embeddings=32", "train_iters=30",
+        "eval_interval=15", "checkpoint_factor=15", "compile='off'", "sample_tokens=20"]
+NOTES = re.compile(r"\(command line\)$|; licence: ")        # overrides and corpora are told before anything can go wrong
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: runs in the full tier only (NEOX_FULL=1)")
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("NEOX_FULL") == "1": return
+    for item in items:
+        if item.get_closest_marker("slow"): item.add_marker(pytest.mark.skip(reason="runs with NEOX_FULL=1"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory):
+    "A cache of this session's own, and W&B as it is for a newcomer"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEOX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("WANDB_MODE", raising=False)
+        yield
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "An empty working directory"
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    "The folder of a tiny run, trained once; copy it before changing it"
+    from shakespeare_neox.train import neox_train_main
+    folder = tmp_path_factory.mktemp("trained")/"tiny"
+    neox_train_main(["quickstart", *TINY, "--checkpoint_dir", str(folder)])
+    return folder
+
+
+def tree(folder):
+    "Every file under a folder, with its content and time of change"
+    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) if p.is_file() else None for p in sorted(Path(folder).rglob("*"))}
+
+
+def succeeds(main, argv, capsys):
+    "Runs a command in this process; gives standard output and standard error"
+    capsys.readouterr(); main([str(word) for word in argv])
+    return capsys.readouterr()
+
+
+def refuses(main, argv, capsys, *parts, steps=False):
+    "Asserts that a command ends with code 2 and one line that holds `parts`; `steps`: a run's own lines may come before it"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped: main([str(word) for word in argv])
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not NOTES.search(line) and not (steps and not line.startswith("neox_"))]
+    assert stopped.value.code == 2 and out == "", (stopped.value.code, out)
+    assert len(lines) == 1 and lines[0].startswith("neox_") and "Traceback" not in err, err
+    assert all(str(part) in lines[0] for part in parts), (parts, lines[0])
+    return lines[0]

@@ -1,0 +1,184 @@
+"The project around the library: recipes, links, notebooks, README, pins, the sample and the wheel. Needs a clone."
+import ast, importlib, importlib.util, json, re, shutil, subprocess, sys, zipfile
+from collections import Counter
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not (ROOT/"nbs").is_dir(), reason="no clone around")
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and "_proc" not in p.parts)
+NUMBERED = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
+MODULES = sorted(p for p in (ROOT/"shakespeare_neox").glob("*.py") if p.stem not in ("__init__", "_modidx"))
+OWN = {"compile", "deterministic", "sample_prompt", "sample_tokens"}                          # keys that gpt-neox does not know
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def ini():
+    parser = ConfigParser(delimiters=["="]); parser.read(ROOT/"settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def cells(path, kind=None): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if kind in (None, c["cell_type"])]
+def source(cell): return "".join(cell["source"])
+
+
+def texts(cell):
+    "The stored outputs of a cell that a person reads"
+    for out in cell.get("outputs", []):
+        yield "".join(out.get("text", ""))
+        for kind, data in out.get("data", {}).items():
+            if kind in ("text/plain", "text/html", "text/markdown"): yield "".join(data)
+
+
+def module_of(path): return next((m for c in cells(path, "code") for m in re.findall(r"#\| default_exp (\w+)", source(c))), None)
+
+
+# recipes
+
+@pytest.mark.parametrize("path", sorted((ROOT/"configs").glob("*.yml")), ids=lambda p: p.stem)
+def test_recipes(path):
+    from shakespeare_neox.train import MODEL_KEYS, TRAIN_KEYS, load_config
+    neox = json.loads((ROOT/"configs/gpt_neox_keys.json").read_text())
+    known = (MODEL_KEYS | TRAIN_KEYS | set(neox["ignored"]) | set(neox["refused"])) - OWN - {"padded_vocab_size"}
+    recipe = load_config(str(path))
+    assert recipe.name == path.stem and set(recipe.settings) <= known
+    assert recipe.model_config(65).padded_vocab_size % 64 == 0
+
+
+def test_own_keys():
+    from shakespeare_neox.train import TRAIN_KEYS
+    assert OWN <= TRAIN_KEYS
+
+
+# notebooks
+
+@by_name
+def test_badges_and_install_cells(path):
+    c, text = ini(), "\n".join(map(source, cells(path)))
+    where = path.relative_to(ROOT).as_posix()
+    for link in re.findall(r"colab\.research\.google\.com/github/([^)\"\s]+\.ipynb)", text):
+        assert link.startswith(f"{c['user']}/{c['repo']}/blob/{c['branch']}/nbs/") and (ROOT/link.split(f"/{c['branch']}/")[1]).exists(), link
+    if path in NUMBERED:
+        assert f"https://colab.research.google.com/github/{c['user']}/{c['repo']}/blob/{c['branch']}/{where}" in text, "no badge"
+        installs = [source(x) for x in cells(path, "code") if "google.colab" in source(x)]
+        assert len(installs) == 1 and f'git+{c["git_url"]}"' in installs[0]
+
+
+def test_links_to_this_repository():
+    "Wherever the repository is named, it is named as settings.ini does"
+    c, files = ini(), [*NOTEBOOKS, *ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(p for p in (ROOT/".github").rglob("*") if p.is_file()), *MODULES]
+    for path in files:
+        found = re.findall(r"github\.com/([\w.-]+/" + c["repo"] + r")\b", path.read_text(encoding="utf-8"))
+        assert {f"https://github.com/{name}" for name in found} <= {c["git_url"]}, path
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
+def test_numbers_are_floors(path):
+    floors = {module_of(p): int(p.name[:2]) for p in NUMBERED}
+    for cell in cells(path, "code"):
+        for a, b in re.findall(r"^\s*(?:from|import) shakespeare_neox(?:\.(\w+)| import (\w+))", source(cell), re.M):
+            assert floors[a or b] < int(path.name[:2]), source(cell)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_modules_are_floors_without_nbdev(path):
+    floors = {module_of(p): int(p.name[:2]) for p in NUMBERED}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not any(n.split(".")[0] in ("nbdev", "execnb") for n in names), names
+        if isinstance(node, ast.ImportFrom) and node.level: assert floors[node.module] < floors[path.stem]
+
+
+@by_name
+def test_stored_outputs(path):
+    "No error, and no path of somebody's machine"
+    private = re.compile(r"/home/|/root/|/work/|/tmp/|/Users/|C:\\+Users|site-packages")
+    for cell in cells(path, "code"):
+        assert not [o for o in cell["outputs"] if o["output_type"] == "error"], source(cell)
+        for text in texts(cell): assert not private.search(text), (source(cell), private.search(text).group())
+
+
+@by_name
+def test_pages_show_results(path):
+    "The numbered pages were run: at least a quarter of the code cells has an output"
+    code = cells(path, "code")
+    if path in NUMBERED: assert sum(bool(c["outputs"]) for c in code) > len(code)/4
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_docments(path):
+    "Every argument of every public function has its comment, and every public function and class its docstring"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    public = importlib.import_module(f"shakespeare_neox.{path.stem}").__all__
+    for node in ast.parse("\n".join(lines)).body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public: continue
+        assert ast.get_docstring(node), f"{node.name} has no docstring"
+        if isinstance(node, ast.ClassDef): continue
+        args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+        assert not [a.arg for a in args if a and "#" not in lines[a.end_lineno - 1]], node.name
+
+
+# README, pins
+
+def test_readme_is_made_from_the_notebook(monkeypatch):
+    for name in ("nbdev", "nbconvert"): pytest.importorskip(name)
+    monkeypatch.chdir(ROOT)
+    spec = importlib.util.spec_from_file_location("readme", ROOT/".ci/readme.py")
+    readme = importlib.util.module_from_spec(spec); spec.loader.exec_module(readme)
+    text, figures = readme.render(ROOT/"nbs/index.ipynb")
+    assert (ROOT/"README.md").read_text(encoding="utf-8") == text, "run python .ci/readme.py"
+    stored = {p.name: p.read_bytes() for p in (ROOT/"index_files").iterdir()} if (ROOT/"index_files").exists() else {}
+    assert stored == figures
+
+
+def test_readme_begins_with_two_commands():
+    fences = re.findall(r"^```sh\n(.*?)^```$", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert all(word in fences[0] for word in ("requirements.txt", "neox_train quickstart", "neox_generate"))
+    assert all(word in fences[1] for word in ("[dev]", "nbdev_test", "pytest"))
+
+
+def test_pins_satisfy_the_ranges():
+    requirements = pytest.importorskip("packaging.requirements")
+    from packaging.utils import canonicalize_name as name
+    lines = [line.split("#")[0].strip() for line in (ROOT/"requirements.txt").read_text().splitlines()]
+    pins = {name(line.split("==")[0]): line.split("==")[1] for line in lines if line}
+    for key in ("requirements", "datasets_requirements", "dev_requirements"):
+        for wanted in map(requirements.Requirement, ini()[key].split()):
+            assert wanted.specifier.contains(pins[name(wanted.name)], prereleases=True), f"{wanted}: pinned {pins[name(wanted.name)]}"
+    assert pins["torch"] == "2.13.0"
+
+
+# the sample
+
+def test_sample():
+    text = (ROOT/"data/sample.txt").read_bytes().decode("ascii")
+    assert len(text) >= 80_000 and "\r" not in text and "\t" not in text and not re.search(r"\n{3}| \n", text) and text.endswith("\n")
+    blocks = text.strip().split("\n\n")
+    speeches = [b.split("\n", 1) for b in blocks if re.match(r"[A-Z][A-Za-z' .,-]*:\n", b)]
+    others = [b for b in blocks if not re.match(r"[A-Z][A-Za-z' .,-]*:\n", b)]
+    assert len(speeches) > 0.95*len(blocks) and not [b for b in others if "\n" in b and ":" in b.split("\n")[0]]
+    assert len({who for who, _ in speeches}) >= 20 and any(b.startswith("ACT") for b in others) and any("SCENE" in b for b in others)
+    assert not [s for s, n in Counter(" ".join(said.split()).lower() for _, said in speeches).items() if n > 1]
+
+
+# the wheel
+
+def test_wheel(tmp_path):
+    "Built in a copy of the tree: everything that the commands look for travels in it"
+    if not all(map(importlib.util.find_spec, ("pip", "setuptools"))): pytest.skip("needs pip and setuptools")
+    ignore = shutil.ignore_patterns(".git", "build", "dist", "*.egg-info", "runs", "wandb", "__pycache__", ".venv", "nbs", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, tmp_path/"tree", ignore=ignore)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path), "."]
+    done = subprocess.run(build, cwd=tmp_path/"tree", capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,), c = tmp_path.glob("*.whl"), ini()
+    with zipfile.ZipFile(wheel) as z: names, read = set(z.namelist()), {n: z.read(n) for n in z.namelist()}
+    assets = {"configs": "*.*", "data": "*.txt", "tokenizer": "*.json"}
+    shipped = {f"shakespeare_neox/assets/{d}/{p.name}": p for d, pattern in assets.items() for p in (ROOT/d).glob(pattern)}
+    assert {p.name for p in shipped.values()} >= {"quickstart.yml", "gpt_neox_keys.json", "sample.txt", "characters.json"}
+    assert all(read.get(n) == p.read_bytes() for n, p in shipped.items()), set(shipped) - names
+    assert {f"shakespeare_neox/{p.name}" for p in MODULES} <= names and not [n for n in names if n.startswith(("tests", "nbs"))]
+    scripts = next(v for n, v in read.items() if n.endswith("entry_points.txt")).decode()
+    assert all(re.search(rf"^{w.split('=')[0]} *= *{re.escape(w.split('=')[1])}$", scripts, re.M) for w in c["console_scripts"].split())

@@ -1,0 +1,330 @@
+"What holds for every input: tokenizers, windows, splits, token files, stop strings, schedules, settings (hypothesis)."
+import copy, math
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis")
+from hypothesis import assume, given, settings, strategies as st
+from shakespeare_neox.data import NeoxError, TokenFile, eval_batches, get_batch, split_text, windows, write_tokens
+from shakespeare_neox.generate import generate, held_back, stream
+from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
+from shakespeare_neox.train import TrainConfig, learning_rate, merge, parse_override, read_yaml
+
+settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.load_profile("neox")
+TEXT = "MARIAN:\nWhat light is that upon the causeway, sir?\nThe tide comes in; the tide goes out again. Naïve? ☃\n"
+CHAR, BPE = train_tokenizer(TEXT), train_tokenizer(TEXT, "bpe", 300)
+ODD = st.sampled_from(["<|endoftext|>", "<|padding|>", " ", "  lead", "\u2581", "Ġ", "\r\n", "\0", "\ufeff", "é", "e\u0301", "𝒳", "\u200b"])
+ANY = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | ODD, max_size=8).map("".join)    # any text without lone surrogates
+
+
+# tokenizers
+
+@given(ANY)
+def test_bpe_lossless(text):
+    ids = BPE.encode(text)
+    assert BPE.decode(ids) == text and not {BPE.eot_id, BPE.pad_id} & set(ids) and len(ids) <= len(text.encode())
+
+
+@given(st.text(st.sampled_from(sorted(set(TEXT)))))
+def test_char_lossless(text):
+    ids = CHAR.encode(text)
+    assert CHAR.decode(ids) == text and len(ids) == len(text)
+
+
+@given(ANY.filter(bool))
+def test_char_table_of_any_text(text):
+    "Whatever the alphabet is, special tokens spelled out in it too"
+    made = train_tokenizer(text)
+    ids = made.encode(text)
+    assert made.decode(ids) == text and len(ids) == len(text) and made.vocab_size == len(set(text)) + 2
+
+
+@given(ANY, st.integers(0, 10))
+def test_char_names_what_it_lacks(text, n):
+    foreign = [c for c in text if c not in set(TEXT)]
+    assume(foreign)
+    where = text.index(foreign[0])
+    with pytest.raises(NeoxError) as error: CHAR.encode(text)
+    assert f"U+{ord(foreign[0]):04X}" in str(error.value) and f"character {where:,}" in str(error.value)
+
+
+@given(st.text(max_size=5), st.characters(categories=["Cs"]), st.text(max_size=5))
+def test_lone_surrogates_are_an_error(before, surrogate, after):
+    with pytest.raises(NeoxError, match=f"U\\+{ord(surrogate):04X}"): BPE.encode(before.replace("\ud800", "") + surrogate + after)
+
+
+@settings(max_examples=15)
+@given(ANY)
+def test_tokenizer_survives_saving(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("t")
+    BPE.save(folder); again = load_tokenizer(folder)
+    assert again.encode(text) == BPE.encode(text) and again.fingerprint == BPE.fingerprint
+
+
+# windows, batches, splits, token files
+
+SIZES = dict(n=st.integers(2, 400), T=st.integers(1, 40), B=st.integers(1, 9), seed=st.integers(0, 2**63 - 1))
+
+
+class Tokens:
+    "A text in which the id is the position"
+    def __init__(self, n): self.ids = np.arange(n, dtype=np.uint16)
+    def __len__(self): return len(self.ids)
+
+
+@given(**SIZES, epoch=st.integers(0, 5))
+def test_windows(n, T, B, seed, epoch):
+    "The windows of an epoch do not overlap, fit, and leave less than two windows of text unread"
+    assume(n > T)
+    starts = windows(n, T, seed, epoch)
+    assert starts.min() >= 0 and starts.max() + T < n and len(set(starts)) == len(starts)
+    assert (np.diff(np.sort(starts)) == T).all() and n - len(starts)*T < 2*T + 1
+
+
+@given(**SIZES)
+def test_batches(n, T, B, seed):
+    "Two epochs of batches: each visits every window once; targets are inputs shifted by one"
+    assume(n > T)
+    k = len(windows(n, T, seed, 0))
+    steps = -(-2*k//B)
+    batches = [get_batch(Tokens(n), seed, i, B, T) for i in range(steps)]
+    assert all(x.shape == y.shape == (B, T) and x.dtype == np.int64 for x, y in batches)
+    assert all((y == x + 1).all() and x.min() >= 0 and y.max() < n for x, y in batches)
+    seen = np.concatenate([x[:, 0] for x, _ in batches])
+    for epoch in (0, 1): assert sorted(seen[epoch*k:(epoch + 1)*k]) == sorted(windows(n, T, seed, epoch))
+    windows.cache_clear()                                                     # pure: no memory of what was asked before
+    for i in reversed(range(steps)): assert all((a == b).all() for a, b in zip(get_batch(Tokens(n), seed, i, B, T), batches[i]))
+
+
+@given(n=st.integers(1, 40), extra=st.integers(0, 5))
+def test_too_short_text(n, extra):
+    with pytest.raises(NeoxError, match="too short"): get_batch(Tokens(n), 0, 0, 1, n + extra)
+
+
+@given(**SIZES)
+def test_eval_batches_cover_once(n, T, B, seed):
+    pairs = list(eval_batches(Tokens(n), B, T))
+    targets = np.concatenate([y[y >= 0] for _, y in pairs])
+    assert (targets == np.arange(1, n)).all() and all(x.shape == (B, T) for x, _ in pairs)
+    assert all((x[y >= 0] + 1 == y[y >= 0]).all() for x, y in pairs)
+
+
+@given(ANY, st.lists(st.floats(0, 1e3), min_size=1, max_size=2), st.floats(1e-3, 1e3))
+def test_split_partitions(text, rest, first):
+    parts = split_text(text, ",".join(map(str, [first, *rest])))
+    assert "".join(parts.values()) == text and list(parts) == [n for n in ("train", "valid", "test") if n in parts] and all(parts.values())
+    assert abs(len(parts.get("train", "")) - len(text)*first/(first + sum(rest))) <= 1
+
+
+@given(st.lists(st.integers(0, 99_999), min_size=1), st.integers(0, 10**6))
+def test_token_file_round_trip(tmp_path_factory, ids, n_bytes):
+    path = tmp_path_factory.mktemp("f")/"train.bin"
+    write_tokens(path, ids, n_bytes, max(ids) + 1, "abc")
+    file = TokenFile(path, "abc")
+    assert file.ids.tolist() == ids and len(file) == len(ids) and (file.n_bytes, file.vocab_size) == (n_bytes, max(ids) + 1)
+    assert file.dtype == ("uint16" if max(ids) < 2**16 else "uint32")
+    with pytest.raises(NeoxError, match="another tokenizer"): TokenFile(path, "xyz")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(NeoxError, match="cut off"): TokenFile(path)
+
+
+# stop strings and streaming
+
+MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=999))
+
+
+def both(tokenizer, ids, stop):
+    "The pieces of `stream` and the text of a batch, where these ids are drawn"
+    with patch("shakespeare_neox.generate.generate_ids", lambda *a, **k: ([i] for i in ids)):
+        return list(stream(MODEL, tokenizer, "M", stop)), generate(MODEL, tokenizer, ["M"], stop)[0]
+
+
+def inside(stop): return any(s != t and s in t for s in stop for t in stop)
+
+
+STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from("aaabbb."), min_size=1, max_size=30), STOPS)
+def test_stream_of_characters(text, stop):
+    assume(not inside(stop))
+    tokenizer = train_tokenizer("ab.M")
+    ids = [tokenizer.eot_id if c == "." else tokenizer.encode(c)[0] for c in text]
+    pieces, whole = both(tokenizer, ids, stop)
+    drawn = "".join(text).split(".")[0]
+    assert "".join(pieces) == whole == drawn[:min([len(drawn), *(drawn.index(s) for s in stop if s in drawn)])]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, BPE.vocab_size - 1), min_size=1, max_size=25) | ANY.filter(bool).map(BPE.encode),
+       st.lists(st.sampled_from(["e", "é", "he", "\n", "☃", "  "]), max_size=2))
+def test_stream_of_bytes(ids, stop):
+    "Any ids, characters cut in the middle among them: no half character is given out early"
+    assume(not inside(stop))
+    pieces, whole = both(BPE, ids, stop)
+    assert "".join(pieces) == whole and not any(s in whole for s in stop)
+
+
+@pytest.mark.xfail(strict=True, reason="a batch of prompts gives no texts at all with max_new_tokens=0")
+def test_nothing_drawn():
+    assert both(BPE, [], []) == ([], "")
+
+
+@pytest.mark.xfail(strict=True, reason="cut() takes the stop that starts first, stream() the one that is complete first")
+def test_stop_inside_another():
+    pieces, whole = both(train_tokenizer("abcM"), train_tokenizer("abcM").encode("abc"), ["abc", "b"])
+    assert "".join(pieces) == whole
+
+
+@given(st.text("ab\ufffd", max_size=12), STOPS)
+def test_held_back(text, stop):
+    "What is not held back can be no part of a stop string that is still to come"
+    n = held_back(text, stop)
+    assert len(text) - len(text.rstrip("\ufffd")) <= n <= len(text)
+    for s in stop:
+        for k in range(1, len(s)): assert not text.endswith(s[:k]) or n >= k
+
+
+# the schedule
+
+def annealing_lr(step, peak, low, warmup, end, style):
+    "gpt-neox's AnnealingLR.get_lr (megatron/learning_rates.py at ea7aefd), written again from its formula"
+    if warmup > 0 and step <= warmup: return peak*max(1, step)/warmup
+    progress = (step - warmup)/(end - warmup)
+    if style == "linear": rate = peak - peak*progress
+    elif style == "cosine": rate = low + (peak - low)*math.cos(math.pi*progress/2)**2
+    else: rate = peak
+    return rate if rate > low else low
+
+
+def schedule(style, total, warmup, peak, low, decay=None):
+    return TrainConfig(train_iters=total, train_micro_batch_size_per_gpu=1, lr_decay_style=style, warmup=warmup, min_lr=low, lr_decay_iters=decay,
+                       optimizer=dict(type="adam", params=dict(lr=peak)))
+
+
+STYLES = st.sampled_from(["constant", "linear", "cosine"])
+RATES = dict(style=STYLES, total=st.integers(1, 5000), warmup=st.floats(0, 1), peak=st.floats(1e-6, 1), share=st.floats(0, 1), at=st.floats(0, 1))
+
+
+@settings(max_examples=300)
+@given(**RATES)
+def test_schedule_equals_gpt_neox(style, total, warmup, peak, share, at):
+    step, end = int(at*total), total
+    assume((warmup == 0 or warmup*end >= 1) and warmup*end < end - 1e-3)
+    ours = learning_rate(step, schedule(style, total, warmup, peak, peak*share))
+    assert math.isclose(ours, annealing_lr(step, peak, peak*share, warmup*end, end, style), rel_tol=1e-9)
+
+
+@settings(max_examples=200)
+@given(**RATES, beyond=st.integers(0, 9))
+def test_schedule_bounds(style, total, warmup, peak, share, at, beyond):
+    "Never above the peak; after the warmup never below min_lr, and there at the end, and after it"
+    assume(warmup*total == 0 or warmup*total >= 1)
+    c = schedule(style, total + beyond, warmup, peak, peak*share, decay=total)
+    rates = [learning_rate(i, c) for i in sorted({0, 1, int(at*total), total, total + beyond})]
+    assert 0 <= min(rates) and max(rates) <= peak*(1 + 1e-9)
+    after = [r for i, r in enumerate(map(lambda i: learning_rate(i, c), range(total + 1))) if i > warmup*total] if total <= 500 else []
+    assert all(r >= peak*share*(1 - 1e-9) for r in after) and all(a >= b - 1e-12 for a, b in zip(after, after[1:]))
+    if warmup < 1 and style != "constant": assert math.isclose(learning_rate(total + beyond, c), peak*share, rel_tol=1e-6, abs_tol=1e-12)
+
+
+@pytest.mark.xfail(strict=True, reason="a warmup of less than one step starts above the peak, as in gpt-neox: 100 x at train_iters=1")
+def test_short_warmup_stays_below_the_peak():
+    assert learning_rate(0, schedule("linear", 10, 0.01, 1e-3, 0.0)) <= 1e-3
+
+
+# settings
+
+KEYS = st.text("abc_", min_size=1, max_size=3)
+NESTED = st.recursive(st.integers() | st.none() | st.text(max_size=3), lambda inner: st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+MAPPINGS = st.dictionaries(KEYS, NESTED, max_size=4)
+
+
+def leaves(d, prefix=()):
+    for k, v in d.items():
+        if isinstance(v, dict) and v: yield from leaves(v, (*prefix, k))
+        else: yield (*prefix, k), v
+
+
+def at(d, path): return at(d[path[0]], path[1:]) if path else d
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_merge(a, b):
+    "The later one wins in every leaf, and what it does not name stays"
+    once = copy.deepcopy(a); merge(once, copy.deepcopy(b))
+    for path, value in leaves(b):
+        if value != {}: assert at(once, path) == value
+    named = {path[:i] for path, _ in leaves(b) for i in range(1, len(path) + 1)}
+    for path, value in leaves(a):
+        if not any(path[:i] in dict(leaves(b)) for i in range(1, len(path) + 1)) and path not in named: assert at(once, path) == value
+    twice = copy.deepcopy(once); merge(twice, copy.deepcopy(b))
+    assert once == twice
+
+
+@given(MAPPINGS)
+def test_merge_neutral(a):
+    for first, second in (({}, a), (a, {}), (a, a)):
+        merged = copy.deepcopy(first); merge(merged, copy.deepcopy(second))
+        assert merged == a
+
+
+@pytest.mark.xfail(strict=True, reason="merge keeps the very dict that it was given, and a later merge changes it")
+def test_merge_leaves_its_arguments():
+    given, settings = dict(optimizer=dict(lr=1)), {}
+    merge(settings, given); merge(settings, dict(optimizer=dict(lr=2)))
+    assert given == dict(optimizer=dict(lr=1))
+
+
+def test_merge_says_each_override_once(capsys):
+    merge(dict(a=1, o=dict(lr=1, eps=3)), dict(a=2, o=dict(lr=4, eps=3), new=1), "here")
+    assert capsys.readouterr().err == "a: 1 -> 2 (here)\no.lr: 1 -> 4 (here)\n"
+
+
+@given(st.lists(st.text("abc-_", min_size=1, max_size=4), min_size=1, max_size=4),
+       st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans())
+def test_parse_override(parts, value):
+    got = parse_override(f"{'.'.join(parts)}={str(value).lower()}")
+    for part in parts:
+        assert list(got) == [part.replace("-", "_")]
+        got = got[part.replace("-", "_")]
+    assert got == value and type(got) is type(value)
+
+
+WORDS = [("a=", dict(a=None)), ("a=null", dict(a=None)), ("a=b=c", dict(a="b=c")), ("split=90,10,0", dict(split="90,10,0")),
+         ("a=[1, 2e-1]", dict(a=[1, 0.2])), ("o.betas=[0.9,0.95]", dict(o=dict(betas=[0.9, 0.95]))), ("a='1'", dict(a="1")),
+         ("a={b: 6e-4}", dict(a=dict(b=6e-4))), ("p=runs/x-y", dict(p="runs/x-y")),
+         ('compile="on"', dict(compile="on")), ("a=-5", dict(a=-5))]
+
+
+@pytest.mark.parametrize("word, expected", WORDS, ids=[w for w, _ in WORDS])
+def test_override_words(word, expected): assert parse_override(word) == expected
+
+
+@pytest.mark.xfail(strict=True, reason="YAML 1.1 reads on and off as booleans: compile=on and compile: on are refused as 'True is not available'")
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_compile_on_the_command_line(word): assert parse_override(f"compile={word}") == dict(compile=word)
+
+
+NUMBERS = {"6e-4": 6e-4, "1e3": 1e3, ".5": .5, "10": 10, "-1": -1, "3.0e-3": 3e-3, "1.e5": 1e5, "-.5e-2": -.5e-2,
+           "+2E+3": 2e3, "1_000": 1000, "0.25": 0.25, "1e0": 1.0, "0": 0}
+TEXTS = ["e5", "1e", "6e-4x", "1-e4", "runs/1e3", "1.2.3", "v1", "90,10,0"]
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_yaml_numbers(text):
+    got = read_yaml(f"my-key: {text}", "here")["my_key"]
+    assert got == NUMBERS[text] and type(got) is type(NUMBERS[text])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_yaml_text_stays_text(text): assert read_yaml(f"k: {text}", "here") == dict(k=text)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:.17e}", "{:.17E}"]))
+def test_yaml_floats(x, form): assert read_yaml("v: " + form.format(x), "here")["v"] == x

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CORPORA', 'neox_prepare_main', 'NeoxError', 'nearest', 'say', 'import_extra', 'Source', 'assets', 'read_text',
            'read_folder', 'read_parquet', 'cache_folder', 'download', 'find_corpus', 'Corpus', 'load_corpus',
-           'split_text', 'recover', 'sync', 'new_folder', 'TokenFile', 'write_tokens', 'prepare', 'windows',
-           'get_batch', 'eval_batches', 'OneLineParser', 'flags', 'make_parser', 'command', 'Encoder', 'open_encoder',
-           'neox_prepare']
+           'split_text', 'recover', 'sync', 'write_whole', 'new_folder', 'TokenFile', 'write_tokens', 'prepare',
+           'windows', 'get_batch', 'eval_batches', 'OneLineParser', 'flags', 'make_parser', 'command', 'Encoder',
+           'open_encoder', 'neox_prepare']
 
 # %% ../nbs/00_data.ipynb #a39b546b
 import argparse, difflib, errno, hashlib, importlib, inspect, json, os, shutil, sys
@@ -24,13 +24,14 @@ from fastcore.basics import patch
 class NeoxError(Exception):
     "What was wrong, where, and how to mend it, in one line"
 
-# %% ../nbs/00_data.ipynb #eb1e2649
+# %% ../nbs/00_data.ipynb #32682526
 def nearest(
     name: str, # what was typed
     known: list, # what would have been right
 ) -> str: # " (nearest: ...)", or all that is known if nothing is near
     "The known names closest to a mistyped one"
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" (nearest: {', '.join(near)})" if near else f" (known: {', '.join(sorted(known))})"
 
 # %% ../nbs/00_data.ipynb #c3bb7bcd
@@ -99,14 +100,18 @@ def read_folder(
     if not files: raise NeoxError(f"{path}: no .txt or .md file in this folder; put text files there or name one")
     return "\n".join(map(read_text, files))
 
-# %% ../nbs/00_data.ipynb #1f1aee58
+# %% ../nbs/00_data.ipynb #1f95e3b8
 def read_parquet(
     path: Path, # a parquet file with a column named "text"
 ) -> str: # all rows, one after the other
     "Reads the text column of a parquet file (needs the `datasets` extra)"
-    table = import_extra("pyarrow.parquet", "datasets").read_table(path)
+    try: table = import_extra("pyarrow.parquet", "datasets").read_table(path)
+    except ValueError as e: raise NeoxError(f"{path}: not a parquet file ({' '.join(str(e).split())[:80]}); copy it again") from None
     if "text" not in table.column_names: raise NeoxError(f"{path}: no column named text (it has: {', '.join(table.column_names)})")
-    return "\n".join(table["text"].to_pylist())
+    rows = [row for row in table["text"].to_pylist() if row is not None]
+    if not all(isinstance(row, str) for row in rows): raise NeoxError(f"{path}: the column named text holds {type(rows[0]).__name__}, not text")
+    if not "".join(rows).strip(): raise NeoxError(f"{path}: the file is empty; give a text of at least a few thousand characters")
+    return "\n".join(rows)
 
 # %% ../nbs/00_data.ipynb #ed9b7566
 def cache_folder() -> Path: # $NEOX_CACHE, or ~/.cache/shakespeare_neox
@@ -166,7 +171,7 @@ def load_corpus(
     read = read_folder if path.is_dir() else read_parquet if path.suffix == ".parquet" else read_text
     return Corpus(path.stem, read(path))
 
-# %% ../nbs/00_data.ipynb #5d2ff0eb
+# %% ../nbs/00_data.ipynb #cd0c4ff1
 def split_text(
     text: str, # the whole text
     split: str = "90,10,0", # shares of train, validation and test, in order of position
@@ -174,19 +179,22 @@ def split_text(
     "Cuts a text by position into train, validation and test"
     try: shares = [float(s) for s in str(split).split(",")]
     except ValueError: shares = []
-    if len(shares) not in (2, 3) or min(shares) < 0 or not shares[0]:
+    if len(shares) not in (2, 3) or not all(0 <= s < float("inf") for s in shares) or not shares[0]:
         raise NeoxError(f"split={split!r}: give two or three shares, train first, such as 90,10,0")
     ends = [int(len(text)*e) for e in np.cumsum(shares)/sum(shares)]
     parts = dict(zip(("train", "valid", "test"), (text[a:b] for a, b in zip([0, *ends], ends))))
-    return {name: part for name, part in parts.items() if part}
+    parts = {name: part for (name, part), share in zip(parts.items(), shares) if share}
+    if short := [name for name, part in parts.items() if len(part) < 2]:
+        raise NeoxError(f"the text has {len(text):,} characters, too short: split {split} leaves {len(parts[short[0]])} for {short[0]}; give more text")
+    return parts
 
-# %% ../nbs/00_data.ipynb #73b4bb86
+# %% ../nbs/00_data.ipynb #347fedfb
 def recover(
     path: Path, # a folder that `new_folder` writes
 ) -> Path:
     "Puts the former folder back where a replacement was cut off between its two renames"
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists(): old.rename(path)
+    full = Path(os.path.abspath(path)); old = full.with_name(f".{full.name}.old")
+    if old.exists() and not full.exists(): old.rename(full)
     return path
 
 # %% ../nbs/00_data.ipynb #4a485c30
@@ -199,28 +207,41 @@ def sync(
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/00_data.ipynb #563ca00e
+# %% ../nbs/00_data.ipynb #394af699
+def write_whole(
+    path: Path, # a file
+    text: str, # its new content
+):
+    "Replaces a file's content whole or not at all"
+    tmp = path.with_name(f".{path.name}.tmp")
+    try: tmp.write_text(text, encoding="utf-8"); sync(tmp); os.replace(tmp, path)
+    finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #221695a9
 @contextmanager
 def new_folder(
     path: Path, # the folder to make or to replace
     marker: str, # a file that every folder of this kind holds: one without it is not ours to replace
 ):
     "A folder that appears at `path` whole or not at all; yields the temporary one to fill"
-    path = Path(path); recover_to = path.with_name(f".{path.name}.old"); tmp = path.with_name(f".{path.name}.tmp")
+    shown, path = path, Path(os.path.abspath(path))
+    old, tmp = (path.with_name(f".{path.name}.{kind}") for kind in ("old", "tmp"))
     if path.exists() and (not path.is_dir() or any(path.iterdir()) and not (path/marker).exists()):
-        raise NeoxError(f"{path}: holds other files and is not replaced; name a new folder")
+        raise NeoxError(f"{shown}: holds other files and is not replaced; name a new folder")
     try:
         recover(path); shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
         yield tmp
         for file in tmp.rglob("*"): sync(file)
-        shutil.rmtree(recover_to, ignore_errors=True)
-        if path.exists(): path.rename(recover_to)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists(): path.rename(old)
         tmp.rename(path); sync(path.parent)
-        shutil.rmtree(recover_to, ignore_errors=True)
-    except OSError as e: raise NeoxError(f"{path}: could not be written ({e.strerror or e}); what was there before is kept") from e
+        shutil.rmtree(old, ignore_errors=True)
+    except Exception as e:                              # libraries written in Rust have exceptions of their own for a full disk
+        if not isinstance(e, OSError) and "(os error " not in str(e): raise
+        raise NeoxError(f"{shown}: could not be written ({getattr(e, 'strerror', None) or e}); what was there before is kept") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/00_data.ipynb #f05bdff7
+# %% ../nbs/00_data.ipynb #10c35f48
 class TokenFile:
     "Token ids on disk, memory-mapped, with a header that says what made them"
     def __init__(self,
@@ -231,6 +252,8 @@ class TokenFile:
         try: self.header = json.loads(self.path.with_suffix(".json").read_text())
         except FileNotFoundError: raise NeoxError(f"{path}: no token file here; make one with neox_prepare") from None
         except ValueError: raise NeoxError(f"{path}: its header is not JSON; prepare it again with neox_prepare") from None
+        if not isinstance(self.header, dict) or {"n_tokens", "n_bytes", "vocab_size", "dtype", "tokenizer"} - set(self.header):
+            raise NeoxError(f"{path}: its header lacks what neox_prepare writes; prepare it again with neox_prepare")
         vars(self).update(self.header)
         if not self.path.exists() or self.path.stat().st_size != self.n_tokens*np.dtype(self.dtype).itemsize:
             raise NeoxError(f"{path}: cut off, its header counts {self.n_tokens:,} tokens; prepare it again with neox_prepare")
@@ -348,13 +371,13 @@ def make_parser(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
-# %% ../nbs/00_data.ipynb #ee83c579
+# %% ../nbs/00_data.ipynb #f2b427f1
 def command(
     func, # what the command does; gets the flags as arguments
 ):
     "A console script of a function: parses the flags, runs it, prints errors as one line"
     def main(argv: list = None):
-        args = vars(make_parser(func).parse_args(argv)); debug = args.pop("debug")
+        args = vars(make_parser(func).parse_intermixed_args(argv)); debug = args.pop("debug")
         rest = [args.pop(n) for n, p in inspect.signature(func).parameters.items() if p.kind is p.VAR_POSITIONAL]
         first = [args.pop(n) for n, p in inspect.signature(func).parameters.items() if p.default is p.empty and n in args]
         try: func(*first, *(rest[0] if rest else ()), **args)

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['neox_generate_main', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repetition', 'filter_logits', 'pad_left',
-           'Reader', 'encode_prompt', 'check_range', 'generate_ids', 'held_back', 'stream', 'generate', 'cut',
-           'find_checkpoint', 'open_checkpoint', 'neox_generate']
+           'Reader', 'encode_prompt', 'check_range', 'generate_ids', 'stop_at', 'held_back', 'stream', 'generate',
+           'cut', 'find_checkpoint', 'open_checkpoint', 'neox_generate']
 
-# %% ../nbs/04_generate.ipynb #d9aef05d
-import sys
+# %% ../nbs/04_generate.ipynb #46b99cd4
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 
-from .data import NeoxError, command, say
+from .data import NeoxError, command, recover
 from .model import Cache, GPTNeoX, context_start, find_folder
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -133,19 +132,20 @@ def encode_prompt(
     if len(ids) > window: raise NeoxError(f"the prompt has {len(ids):,} tokens, the model's window holds {window:,}; shorten it by {len(ids) - window:,}")
     return ids
 
-# %% ../nbs/04_generate.ipynb #6942f6d2
+# %% ../nbs/04_generate.ipynb #984c17f9
 def check_range(
     **settings, # as of `generate`
 ):
     "Raises an error for a setting of the sampling that is out of range"
-    rules = dict(temperature=(0, None), top_k=(0, None), top_p=(0, 1), min_p=(0, 1), max_new_tokens=(0, None))
+    rules = dict(seed=(0, 2**62), temperature=(0, None), top_k=(0, None), top_p=(0, 1), min_p=(0, 1), max_new_tokens=(0, None))
     for name, (low, high) in rules.items():
         value = settings.get(name, low)
-        if value < low or high is not None and value > high:
+        if not value >= low or high is not None and value > high:
             raise NeoxError(f"{name}: {value} is out of range; give {f'a number from {low} to {high}' if high else f'{low} or more'}")
-    if settings.get("repetition_penalty", 1) <= 0: raise NeoxError("repetition_penalty: give a number above 0; 1 changes nothing")
+    if 0 < settings.get("temperature", 1) < 1e-3: raise NeoxError("temperature: give 0, or 0.001 or more")
+    if not settings.get("repetition_penalty", 1) > 0: raise NeoxError("repetition_penalty: give a number above 0; 1 changes nothing")
 
-# %% ../nbs/04_generate.ipynb #a9fb0086
+# %% ../nbs/04_generate.ipynb #5af7bbd5
 def generate_ids(
     model: GPTNeoX, # in evaluation mode
     tokenizer: Tokenizer, # for the ids of end-of-text and padding
@@ -156,7 +156,7 @@ def generate_ids(
     **filters, # top_k, top_p, min_p, repetition_penalty
 ): # yields for each step the new id of each row
     "Draws ids for all rows, step by step"
-    check_range(temperature=temperature, max_new_tokens=max_new_tokens, **filters)
+    check_range(seed=seed, temperature=temperature, max_new_tokens=max_new_tokens, **filters)
     rows, reader = [list(p) for p in prompts], Reader(model, tokenizer.pad_id)
     known = min(model.config.vocab_size, tokenizer.vocab_size)
     generators = [torch.Generator().manual_seed(seed + b) for b in range(len(rows))]
@@ -167,6 +167,14 @@ def generate_ids(
         for row, i in zip(rows, new): row.append(i)
         yield new
 
+# %% ../nbs/04_generate.ipynb #a16ad437
+def stop_at(
+    text: str, # drawn so far
+    stop: list, # strings that end the text
+) -> int: # where the stop string that is complete first begins, None if there is none
+    "Where a text ends"
+    return min(((text.index(s) + len(s), text.index(s)) for s in stop if s and s in text), default=(0, None))[1]
+
 # %% ../nbs/04_generate.ipynb #48360045
 def held_back(
     text: str, # drawn so far
@@ -176,7 +184,7 @@ def held_back(
     half = len(text) - len(text.rstrip("\ufffd"))
     return max([half, *(n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))])
 
-# %% ../nbs/04_generate.ipynb #2150f9a4
+# %% ../nbs/04_generate.ipynb #78e16eba
 def stream(
     model: GPTNeoX, # in evaluation mode
     tokenizer: Tokenizer, # of the model
@@ -189,12 +197,12 @@ def stream(
     for (new,) in generate_ids(model, tokenizer, [encode_prompt(model, tokenizer, prompt)], **settings):
         if new == tokenizer.eot_id: break
         ids.append(new); text = tokenizer.decode(ids)
-        if ends := [text.index(s) for s in stop if s and s in text]: yield text[sent:min(ends)]; return
+        if (end := stop_at(text, stop)) is not None: yield text[sent:end]; return
         sure = len(text) - held_back(text, stop)
         if sure > sent: yield text[sent:sure]; sent = sure
     if ids and len(text := tokenizer.decode(ids)) > sent: yield text[sent:]
 
-# %% ../nbs/04_generate.ipynb #dae67abe
+# %% ../nbs/04_generate.ipynb #a5bdafad
 def generate(
     model: GPTNeoX, # in evaluation mode
     tokenizer: Tokenizer, # of the model
@@ -204,10 +212,10 @@ def generate(
 ): # one text, or a list of them, without the prompts
     "Continues one prompt or many"
     if isinstance(prompts, str): return "".join(stream(model, tokenizer, prompts, stop, **settings))
-    rows = zip(*generate_ids(model, tokenizer, [encode_prompt(model, tokenizer, p) for p in prompts], **settings))
-    return [cut(tokenizer, row, stop) for row in rows]
+    steps = list(generate_ids(model, tokenizer, [encode_prompt(model, tokenizer, p) for p in prompts], **settings))
+    return [cut(tokenizer, [new[row] for new in steps], stop) for row in range(len(prompts))]
 
-# %% ../nbs/04_generate.ipynb #c3706bef
+# %% ../nbs/04_generate.ipynb #0700d5e6
 def cut(
     tokenizer: Tokenizer, # of the ids
     ids: list, # drawn for one row
@@ -216,15 +224,15 @@ def cut(
     "The text of ids up to the end of text or a stop string"
     ids = list(ids)
     text = tokenizer.decode(ids[:ids.index(tokenizer.eot_id)] if tokenizer.eot_id in ids else ids)
-    return text[:min([len(text), *(text.index(s) for s in stop if s and s in text)])]
+    return text[:stop_at(text, stop)]
 
-# %% ../nbs/04_generate.ipynb #786ad7dd
+# %% ../nbs/04_generate.ipynb #0a3818f1
 def find_checkpoint(
     path: str = "", # a model folder, a run's folder, a name on the hub, or nothing for the newest run
     runs: str = "runs", # where runs are looked for
 ) -> Path: # a model folder
     "The model folder that is meant"
-    if path: return next((p for p in (Path(path)/"best", Path(path)/"last") if p.is_dir()), None) or find_folder(path)
+    if path: return next((p for p in (Path(path)/"best", Path(path)/"last") if recover(p).is_dir()), None) or find_folder(path)
     found = [p for p in Path(runs).glob("*/best") if (p/"config.json").exists()]
     if not found: raise NeoxError(f"no trained model in {runs}/ yet; train one with: neox_train quickstart")
     return max(found, key=lambda p: (p/"config.json").stat().st_mtime)
@@ -240,7 +248,7 @@ def open_checkpoint(
     if not (Path(folder)/"tokenizer.json").exists(): raise NeoxError(f"{folder}: the checkpoint has no tokenizer.json; copy the one that it was trained with beside it")
     return model, load_tokenizer(folder)
 
-# %% ../nbs/04_generate.ipynb #31db8332
+# %% ../nbs/04_generate.ipynb #8b09fcc4
 def neox_generate(
     prompt: list = (), # text to continue, \n for a new line (default: \n)
     checkpoint_path: str = "", # model folder, run folder or name on the hub (default: the newest run)
@@ -260,7 +268,8 @@ def neox_generate(
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
     if len(prompts) == 1:
         pieces = stream(model, tokenizer, prompts[0], stop, **settings)
-        for i, piece in enumerate(pieces): print((prompts[0] if i == 0 else "") + piece, end="", flush=True)
+        print(prompts[0] + next(pieces, ""), end="", flush=True)              # an error comes before anything is printed
+        for piece in pieces: print(piece, end="", flush=True)
         print()
     else: print(*(p + t for p, t in zip(prompts, generate(model, tokenizer, prompts, stop, **settings))), sep="\n\n")
 

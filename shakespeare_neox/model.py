@@ -20,7 +20,7 @@ from torch import nn
 
 from .data import NeoxError, nearest, new_folder, recover
 
-# %% ../nbs/02_model.ipynb #e194bb2b
+# %% ../nbs/02_model.ipynb #1397ceb3
 def check_settings(
     settings, # a dataclass; its annotations are the types and the choices
 ):
@@ -31,7 +31,7 @@ def check_settings(
         if get_origin(kind) is Literal:
             if value not in get_args(kind): raise NeoxError(f"{f.name}: {value!r} is not available{nearest(str(value), map(str, get_args(kind)))}")
         elif kind is float and type(value) is int: setattr(settings, f.name, float(value))
-        elif type(value) is not kind: raise NeoxError(f"{f.name}: {value!r} is a {type(value).__name__}; give a {kind.__name__}")
+        elif type(value) is not kind: raise NeoxError(f"{f.name}: {value!r} is a {type(value).__name__}; this setting takes {kind.__name__}")
 
 # %% ../nbs/02_model.ipynb #27b2ab41
 @dataclass
@@ -81,12 +81,14 @@ def head_size(self: ModelConfig): return self.hidden_size//self.num_attention_he
 @patch(as_prop=True)
 def rotary_size(self: ModelConfig): return int(self.head_size*self.rotary_pct)
 
-# %% ../nbs/02_model.ipynb #6c57d578
+# %% ../nbs/02_model.ipynb #ccf96c99
 @patch
 def check_shapes(self: ModelConfig):
     "Raises an error for sizes that do not fit together"
     for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size", "intermediate_size"):
         if getattr(self, name) < 1: raise NeoxError(f"{name}: {getattr(self, name)} is below 1; give a positive number")
+    for name in ("rotary_emb_base", "layernorm_epsilon", "init_method_std", "make_vocab_size_divisible_by"):
+        if not 0 < getattr(self, name) < math.inf: raise NeoxError(f"{name}: {getattr(self, name)} is not above 0")
     for name in ("rotary_pct", "hidden_dropout", "attention_dropout"):
         if not 0 <= getattr(self, name) <= 1: raise NeoxError(f"{name}: {getattr(self, name)} is not between 0 and 1")
     if self.hidden_size % self.num_attention_heads:
@@ -284,11 +286,12 @@ def to_hf(
         attention_dropout=config.attention_dropout, initializer_range=config.init_method_std, bos_token_id=0, eos_token_id=0, pad_token_id=1,
         torch_dtype="float32", unpadded_vocab_size=config.vocab_size, seq_length=config.seq_length)
 
-# %% ../nbs/02_model.ipynb #e6495a54
+# %% ../nbs/02_model.ipynb #cfdccbb3
 def from_hf(
     hf: dict, # the content of a config.json
 ) -> ModelConfig:
     "Our settings from transformers' words"
+    if not isinstance(hf, dict): raise NeoxError(f"config.json holds a {type(hf).__name__}, not a model's settings; copy the checkpoint again")
     if hf.get("model_type") != "gpt_neox": raise NeoxError(f"config.json says model_type {hf.get('model_type')!r}; this library opens gpt_neox")
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default": raise NeoxError(f"config.json asks for rotary scaling {kind!r}, which is not available")

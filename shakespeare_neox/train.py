@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'ADAM_DEFAULTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'LONG_RUN', 'neox_train_main', 'TrainConfig',
-           'NumberLoader', 'read_yaml', 'find_recipe', 'merge', 'parse_override', 'sort_key', 'Recipe', 'load_config',
-           'sort_settings', 'learning_rate', 'make_optimizer', 'best_precision', 'has_bf16', 'pick_precision',
-           'compile_model', 'keep_freed_memory', 'run_tokenizer', 'open_data', 'Run', 'make_accelerator', 'make_run',
-           'loss_of', 'batch', 'train_step', 'evaluate', 'optimizer_tensors', 'save_state', 'versions', 'saved_steps',
-           'load_state', 'claim_folder', 'Log', 'describe', 'Progress', 'noted_signals', 'start_wandb', 'TrainResult',
-           'check_finite', 'evaluate_and_keep', 'log_step', 'loop', 'compile_if_it_pays', 'train_recipe', 'stop',
-           'result_of', 'train', 'dry_run', 'neox_train']
+           'NumberLoader', 'read_yaml', 'read_recipe', 'find_recipe', 'merge', 'parse_override', 'attention_kinds',
+           'sort_key', 'Recipe', 'load_config', 'sort_settings', 'learning_rate', 'make_optimizer', 'best_precision',
+           'has_bf16', 'pick_precision', 'compile_model', 'keep_freed_memory', 'run_tokenizer', 'open_data', 'Run',
+           'make_accelerator', 'make_run', 'loss_of', 'batch', 'train_step', 'evaluate', 'optimizer_tensors',
+           'save_state', 'versions', 'saved_steps', 'load_state', 'claim_folder', 'Log', 'describe', 'Progress',
+           'noted_signals', 'wandb_login', 'start_wandb', 'TrainResult', 'check_finite', 'evaluate_and_keep',
+           'log_step', 'loop', 'compile_if_it_pays', 'train_recipe', 'stop', 'result_of', 'train', 'dry_run',
+           'neox_train']
 
-# %% ../nbs/03_train.ipynb #631f5c6f
-import ctypes, json, math, os, platform, re, shutil, signal, sys, threading, time
+# %% ../nbs/03_train.ipynb #3fa40d89
+import copy, ctypes, json, math, os, platform, re, shutil, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
@@ -27,7 +28,7 @@ from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 
 from .data import (NeoxError, TokenFile, assets, cache_folder, command, eval_batches, get_batch, load_corpus,
-                                   nearest, new_folder, prepare, say, Corpus)
+                                   nearest, new_folder, prepare, say, write_whole, Corpus)
 from .model import GPTNeoX, ModelConfig, check_settings, flops_per_token, sample, summary, training_bytes
 from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -72,7 +73,7 @@ class TrainConfig:
 
     def __post_init__(self): check_settings(self); self.check()
 
-# %% ../nbs/03_train.ipynb #f464b74d
+# %% ../nbs/03_train.ipynb #04d4cd3f
 OPTIMIZERS, ADAM_DEFAULTS = ("adam", "adamw"), dict(lr=1e-3, betas=[0.9, 0.999], eps=1e-8)
 
 @patch
@@ -82,13 +83,32 @@ def check(self: TrainConfig):
         if getattr(self, name) is None: raise NeoxError(f"{name} is not given; add it to the recipe, such as {name}: 16")
     for name in ("train_iters", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "eval_interval", "log_interval"):
         if getattr(self, name) < 1: raise NeoxError(f"{name}: {getattr(self, name)} is below 1; give a positive number")
+    for name in ("eval_iters", "checkpoint_factor", "keep_last_n_checkpoints", "lr_decay_iters"):
+        if (value := getattr(self, name)) is not None and value < 1: raise NeoxError(f"{name}: {value} is below 1; give a positive number, or leave it out")
+    for name in ("weight_decay", "gradient_clipping", "min_lr", "sample_tokens", "seed"):
+        if not 0 <= getattr(self, name) < 2**31: raise NeoxError(f"{name}: {getattr(self, name)} is out of range; give 0 or more, below 2**31")
     if not 0 <= self.warmup <= 1: raise NeoxError(f"warmup: {self.warmup} is a share of the steps; give a number from 0 to 1")
-    kind = str((self.optimizer or {}).get("type", "Adam")).lower()
-    if kind not in OPTIMIZERS: raise NeoxError(f"optimizer.type: {kind!r} is not available{nearest(kind, OPTIMIZERS)}")
-    if unknown := set(self.adam) - set(ADAM_DEFAULTS): raise NeoxError(f"optimizer.params: unknown key {min(unknown)!r}{nearest(min(unknown), ADAM_DEFAULTS)}")
-    if not isinstance(self.adam["lr"], (int, float)) or self.adam["lr"] < 0: raise NeoxError(f"optimizer.params.lr: {self.adam['lr']!r} is not a positive number")
+    if not self.sample_prompt: raise NeoxError("sample_prompt is empty; give at least one character")
+    for block in ("fp16", "bf16"):
+        if not isinstance((getattr(self, block) or {}).get("enabled", False), bool): raise NeoxError(f"{block}.enabled: give true or false")
+    self.check_optimizer()
     if self.load and self.save and self.load != self.save: raise NeoxError(f"load ({self.load}) and save ({self.save}) name different folders; a run has one")
     if self.wants("fp16") and self.wants("bf16") and not self.precision: raise NeoxError("fp16 and bf16 are both enabled; choose one")
+
+# %% ../nbs/03_train.ipynb #1b3e52b6
+@patch
+def check_optimizer(self: TrainConfig):
+    "Raises an error for an optimizer that is not AdamW, or whose numbers are out of range"
+    given, number = self.optimizer or {}, lambda x, high: type(x) in (int, float) and 0 <= x < high
+    if not isinstance(given.get("params") or {}, dict): raise NeoxError(f"optimizer.params: {given['params']!r} is not keys and values")
+    kind, adam = str(given.get("type", "Adam")).lower(), self.adam
+    if kind not in OPTIMIZERS: raise NeoxError(f"optimizer.type: {kind!r} is not available{nearest(kind, OPTIMIZERS)}")
+    if unknown := set(adam) - set(ADAM_DEFAULTS): raise NeoxError(f"optimizer.params: unknown key {min(unknown)!r}{nearest(min(unknown), ADAM_DEFAULTS)}")
+    for name in ("lr", "eps"):
+        if not number(adam[name], math.inf): raise NeoxError(f"optimizer.params.{name}: {adam[name]!r} is not a positive number")
+    betas = adam["betas"]
+    if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(number(b, 1) for b in betas):
+        raise NeoxError(f"optimizer.params.betas: {betas!r}; give two numbers from 0 to below 1")
 
 # %% ../nbs/03_train.ipynb #8be860a4
 @patch(as_prop=True)
@@ -101,25 +121,37 @@ def wants(self: TrainConfig, block: str):
     "Whether a block such as fp16 is enabled"
     return bool((getattr(self, block) or {}).get("enabled", False))
 
-# %% ../nbs/03_train.ipynb #95bb1f34
+# %% ../nbs/03_train.ipynb #4f373cfd
 class NumberLoader(yaml.SafeLoader):
-    "YAML in which 6e-4 is a number"
+    "YAML in which 6e-4 is a number, and only true and false are truth values"
 
+NumberLoader.yaml_implicit_resolvers = {first: [(tag, regex) for tag, regex in pairs if not tag.endswith(":bool")]
+                                        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+NumberLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float",
     re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)$"), list("-+0123456789."))
 
-# %% ../nbs/03_train.ipynb #85adfbcc
+# %% ../nbs/03_train.ipynb #56741928
 def read_yaml(
     text: str, # YAML
     where: str, # file that it comes from, for the error
 ) -> dict: # keys with underscores
     "A mapping in YAML"
     try: got = yaml.load(text, Loader=NumberLoader)
+    except ValueError as e: raise NeoxError(f"{where}: not YAML ({e}); mend that value") from None
     except yaml.YAMLError as e:
         line = e.problem_mark.line + 1 if getattr(e, "problem_mark", None) else "?"
-        raise NeoxError(f"{where}, line {line}: not YAML ({getattr(e, 'problem', e)}); mend that line") from None
+        raise NeoxError(f"{where}, line {line}: not YAML ({getattr(e, 'problem', None) or ' '.join(str(e).split())}); mend that line") from None
     if not isinstance(got, dict): raise NeoxError(f"{where}: holds a {type(got).__name__}, not keys and values; write lines such as num_layers: 4")
     return {str(k).replace("-", "_"): v for k, v in got.items()}
+
+# %% ../nbs/03_train.ipynb #68b89af1
+def read_recipe(
+    path: Path, # a YAML file
+) -> dict: # keys with underscores
+    "The settings of a recipe file"
+    try: return read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as e: raise NeoxError(f"{path}: not UTF-8 (byte 0x{e.object[e.start]:02x} at {e.start:,}); save it as UTF-8") from None
 
 # %% ../nbs/03_train.ipynb #1db9a228
 def find_recipe(
@@ -134,7 +166,7 @@ def find_recipe(
     if name not in known: raise NeoxError(f"{name}: no recipe of this name{nearest(name, known)}")
     return known[name]
 
-# %% ../nbs/03_train.ipynb #fc372540
+# %% ../nbs/03_train.ipynb #116a4f35
 def merge(
     settings: dict, # changed in place
     new: dict, # what overrides it
@@ -146,7 +178,7 @@ def merge(
         if isinstance(value, dict) and isinstance(settings.get(key), dict): merge(settings[key], value, where, f"{prefix}{key}.")
         else:
             if where and key in settings and settings[key] != value: say(f"{prefix}{key}: {settings[key]} -> {value} ({where})")
-            settings[key] = value
+            settings[key] = copy.deepcopy(value)
 
 # %% ../nbs/03_train.ipynb #51739aed
 def parse_override(
@@ -165,7 +197,15 @@ NANOGPT = dict(n_layer="num_layers", n_head="num_attention_heads", n_embd="hidde
 MODEL_KEYS = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
 TRAIN_KEYS = {f.name for f in fields(TrainConfig)}
 
-# %% ../nbs/03_train.ipynb #8351509e
+# %% ../nbs/03_train.ipynb #6e7341ce
+def attention_kinds(
+    value, # an attention_config such as [[["global", "flash"], 6]]
+) -> set: # {"global", "flash"}
+    "The kinds of attention that an attention_config names"
+    if isinstance(value, list): return set().union(*map(attention_kinds, value))
+    return set() if isinstance(value, int) or value == "all" else {value}
+
+# %% ../nbs/03_train.ipynb #a3a5d444
 def sort_key(
     key: str, # of a recipe
     value, # its value
@@ -177,7 +217,7 @@ def sort_key(
     if key in NANOGPT: raise NeoxError(f"{key}: unknown key; here it is called {NANOGPT[key]}")
     if key in neox["refused"]:
         harmless = neox["refused"][key]
-        if value in harmless or key == "attention_config" and all(t in harmless for group in value for t in group[0]): return "ignored"
+        if value in harmless or key == "attention_config" and isinstance(value, list) and attention_kinds(value) <= set(harmless): return "ignored"
         raise NeoxError(f"{key}: {value} is one of gpt-neox's settings that cannot apply here; remove it, or train with gpt-neox itself")
     if key in neox["ignored"]: return "ignored"
     raise NeoxError(f"{key}: unknown key{nearest(key, MODEL_KEYS | TRAIN_KEYS | set(neox['ignored']))}")
@@ -196,7 +236,7 @@ class Recipe:
         return (f"{self.name}: {m.get('num_layers')} layers of width {m.get('hidden_size')}, {t.train_iters:,} steps of "
                 f"{t.train_micro_batch_size_per_gpu*t.gradient_accumulation_steps} x {m.get('seq_length')} tokens of {t.data_path}")
 
-# %% ../nbs/03_train.ipynb #195b79be
+# %% ../nbs/03_train.ipynb #5cae25e1
 def load_config(
     *recipes: str, # names or paths of recipes, later ones override earlier ones
     **overrides, # settings that override them all
@@ -204,7 +244,7 @@ def load_config(
     "Reads, merges, sorts and checks recipes"
     if not recipes: raise NeoxError(f"no recipe given{nearest('', [p.stem for p in assets('configs').glob('*.yml')])}")
     settings, paths = {}, [find_recipe(str(r)) for r in recipes]
-    for path in paths: merge(settings, read_yaml(path.read_text(encoding="utf-8"), str(path)), path.name)
+    for path in paths: merge(settings, read_recipe(path), path.name)
     for key, value in overrides.items():
         for part in reversed(key.split(".")): value = {part: value}
         merge(settings, value)
@@ -236,7 +276,7 @@ def model_config(self: Recipe,
     if missing: raise NeoxError(f"{missing[0]} is not given; add it to the recipe")
     return ModelConfig(**self.model, vocab_size=vocab_size)
 
-# %% ../nbs/03_train.ipynb #cf15d07a
+# %% ../nbs/03_train.ipynb #ec048604
 def learning_rate(
     step: int, # counts from 0
     c: TrainConfig, # its schedule
@@ -244,7 +284,7 @@ def learning_rate(
     "The learning rate at a step"
     peak, total = c.adam["lr"], c.lr_decay_iters or c.train_iters
     warmup = c.warmup*total
-    if warmup > 0 and step <= warmup: return peak*max(1, step)/warmup
+    if warmup > 0 and step <= warmup: return peak*min(1.0, max(1, step)/warmup)
     share = min(1.0, (step - warmup)/max(1e-9, total - warmup))
     decayed = dict(constant=peak, linear=peak*(1 - share), cosine=c.min_lr + (peak - c.min_lr)/2*(1 + math.cos(math.pi*share)))
     return max(decayed[c.lr_decay_style], c.min_lr)
@@ -320,13 +360,13 @@ def run_tokenizer(
     shipped = assets("tokenizer")/Path(c.vocab_file).name
     return load_tokenizer(c.vocab_file if Path(c.vocab_file).exists() or not shipped.exists() else shipped)
 
-# %% ../nbs/03_train.ipynb #d1efbfa7
+# %% ../nbs/03_train.ipynb #2abb144d
 def open_data(
     c: TrainConfig, # where the data are
 ) -> tuple: # {"train": TokenFile, "valid": TokenFile}, Tokenizer
     "Token files and tokenizer of a run"
     if c.data_path and (Path(c.data_path)/"train.json").exists():
-        tokenizer = load_tokenizer(c.vocab_file or c.data_path)
+        tokenizer = run_tokenizer(c, "") if c.vocab_file else load_tokenizer(c.data_path)
         return {name: TokenFile(Path(c.data_path)/f"{name}.bin", tokenizer.fingerprint) for name in ("train", "valid")}, tokenizer
     if bool(c.train_data_paths) != bool(c.valid_data_paths): raise NeoxError("train_data_paths and valid_data_paths go together; give both, or data_path alone")
     if not (c.data_path or c.train_data_paths): raise NeoxError("data_path is not given; add one, such as data_path: sample")
@@ -379,7 +419,7 @@ def make_accelerator(
     if accelerator.mixed_precision != mixed: raise NeoxError(f"precision {precision} was asked for, accelerate gives {accelerator.mixed_precision}")
     return accelerator, precision
 
-# %% ../nbs/03_train.ipynb #e3407c0c
+# %% ../nbs/03_train.ipynb #9cace918
 def make_run(
     recipe: Recipe, # what to train
 ) -> Run:
@@ -388,6 +428,9 @@ def make_run(
     files, tokenizer = open_data(c)
     config = recipe.model_config(tokenizer.vocab_size)
     get_batch(files["train"], c.seed, 0, 1, config.seq_length)             # too short a text is found here
+    if len(files["valid"]) < 2: raise NeoxError("the validation text has 1 token, too short to score; give more text or another split")
+    try: tokenizer.check(c.sample_prompt)
+    except NeoxError as e: raise NeoxError(f"sample_prompt: {e}") from None
     accelerator, precision = make_accelerator(c)
     if accelerator.device.type == "cpu": torch.use_deterministic_algorithms(c.deterministic); keep_freed_memory()
     torch.manual_seed(c.seed)
@@ -463,7 +506,7 @@ def optimizer_tensors(
     names = run.accelerator.unwrap_model(run.model).named_parameters()
     return {f"{name}|{key}": value for name, p in names for key, value in state.get(p, {}).items()}
 
-# %% ../nbs/03_train.ipynb #56959080
+# %% ../nbs/03_train.ipynb #cd47ce5e
 def save_state(
     run: Run, # as it is now
 ):
@@ -473,10 +516,10 @@ def save_state(
     if not a.is_main_process: return
     to_save = {**{f"model|{k}": v for k, v in model.state_dict().items()}, **{f"optimizer|{k}": v for k, v in optimizer_tensors(run).items()}}
     facts = dict(step=run.step, best=run.best, seconds=run.seconds, scaler=a.scaler.state_dict() if a.scaler else None, versions=versions())
+    model.save_pretrained(run.folder/"last", run.tokenizer)                 # first: a run killed between the two does this step again
     with new_folder(run.folder/"state"/f"step_{run.step}", "state.json") as tmp:
         save_file({k: v.detach().contiguous().clone() for k, v in to_save.items()}, tmp/"state.safetensors")
         (tmp/"state.json").write_text(json.dumps(facts, indent=1))
-    model.save_pretrained(run.folder/"last", run.tokenizer)
     if keep := run.c.keep_last_n_checkpoints:
         for old in saved_steps(run.folder)[:-keep]: shutil.rmtree(run.folder/"state"/f"step_{old}")
 
@@ -492,7 +535,7 @@ def saved_steps(
     "The steps at which whole states were saved"
     return sorted(int(p.name[5:]) for p in (Path(folder)/"state").glob("step_*") if (p/"state.json").exists())
 
-# %% ../nbs/03_train.ipynb #a667c7b4
+# %% ../nbs/03_train.ipynb #13fb60a4
 def load_state(
     run: Run, # changed in place
     step: int, # a saved one
@@ -500,7 +543,10 @@ def load_state(
     "Puts a saved state back"
     from safetensors.torch import load_file
     folder = run.folder/"state"/f"step_{step}"
-    facts, tensors = json.loads((folder/"state.json").read_text()), load_file(folder/"state.safetensors")
+    def read(name, how):
+        try: return how(folder/name)
+        except Exception as e: raise NeoxError(f"{folder/name}: damaged ({' '.join(str(e).split())[:60]}); remove {folder} to go on from the state before it") from None
+    facts, tensors = read("state.json", lambda p: json.loads(p.read_text())), read("state.safetensors", load_file)
     part = lambda kind: {k.split("|", 1)[1]: v for k, v in tensors.items() if k.startswith(kind)}
     run.accelerator.unwrap_model(run.model).load_state_dict(part("model|"))
     by_name = dict(run.accelerator.unwrap_model(run.model).named_parameters())
@@ -511,7 +557,7 @@ def load_state(
     if facts["scaler"] and run.accelerator.scaler: run.accelerator.scaler.load_state_dict(facts["scaler"])
     run.step, run.best, run.seconds = facts["step"], facts["best"], facts["seconds"]
 
-# %% ../nbs/03_train.ipynb #435efdcb
+# %% ../nbs/03_train.ipynb #72dbb3c8
 def claim_folder(
     run: Run, # about to start
 ) -> bool: # whether it resumes
@@ -519,27 +565,30 @@ def claim_folder(
     same = lambda s: {k: v for k, v in s.items() if k not in ("save", "load", "use_wandb", "wandb_project", "wandb_group")}
     ours, path = json.loads(json.dumps(same(run.recipe.settings))), run.folder/"config.yml"
     if path.exists():
-        theirs = same(read_yaml(path.read_text(), str(path)))
+        theirs = same(read_recipe(path))
         differ = [f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)]
         if differ: raise NeoxError(f"{run.folder} holds another run ({'; '.join(differ)}); give another --checkpoint_dir, or the same settings")
-    elif run.folder.exists() and any(run.folder.iterdir()): raise NeoxError(f"{run.folder}: holds other files; give another --checkpoint_dir")
+    elif run.folder.exists() and any(p.name != ".config.yml.tmp" for p in run.folder.iterdir()): raise NeoxError(f"{run.folder}: holds other files; give another --checkpoint_dir")
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists(): path.write_text(yaml.safe_dump(run.recipe.settings, sort_keys=False))
+        if not path.exists(): write_whole(path, yaml.safe_dump(run.recipe.settings, sort_keys=False))
     except OSError as e: raise NeoxError(f"{run.folder}: could not be written ({e.strerror})") from None
     if steps := saved_steps(run.folder): load_state(run, steps[-1])
     return bool(steps)
 
-# %% ../nbs/03_train.ipynb #96cc5d67
+# %% ../nbs/03_train.ipynb #e10cce2b
 class Log:
     "The events of a run: one line of JSON each"
     def __init__(self,
         path: Path, # log.jsonl
         step: int = 0, # events after this step are dropped
     ):
-        old = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        was = path.read_text() if path.exists() else ""
+        try: old = [json.loads(line) for line in was.splitlines() if line.endswith("}")]
+        except ValueError: raise NeoxError(f"{path}: damaged; mend or remove the line that is not JSON") from None
         self.path, self.events = path, [e for e in old if e["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(e) + "\n" for e in self.events))
+        text = "".join(json.dumps(e) + "\n" for e in self.events)
+        if text != was or not path.exists(): write_whole(path, text)
 
     def add(self, **event):
         "Appends an event"
@@ -610,14 +659,20 @@ def noted_signals():
     finally:
         for number, handler in former.items(): signal.signal(number, handler or signal.SIG_DFL)
 
-# %% ../nbs/03_train.ipynb #9118b388
+# %% ../nbs/03_train.ipynb #22333019
+def wandb_login() -> bool:
+    "Whether W&B knows this person, asked without a prompt"
+    from requests.utils import get_netrc_auth
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"))
+
+# %% ../nbs/03_train.ipynb #8d39623d
 def start_wandb(
     run: Run, # use_wandb, wandb_project and wandb_group of its recipe
 ): # a wandb run, or None
     "A W&B run if one is asked for, offline if there is no login"
     if not run.c.use_wandb or not run.accelerator.is_main_process: return None
     import wandb
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb_login() else "offline")
     if mode == "offline": say(f"W&B logs offline into {run.folder}/wandb; send it up with: wandb sync {run.folder}/wandb/offline-run-*")
     return wandb.init(project=run.c.wandb_project, group=run.c.wandb_group, name=run.folder.name, dir=run.folder, mode=mode,
                       config=run.recipe.settings, settings=wandb.Settings(silent=True, console="off"))
@@ -693,7 +748,7 @@ def log_step(
     return log.add(event="log", step=run.step, loss=float(loss), lr=learning_rate(run.step - 1, c), gradient_norm=float(norm),
                    tokens_per_second=tokens*(run.step - steps)/max(1e-9, run.seconds - seconds))
 
-# %% ../nbs/03_train.ipynb #3c7f23cb
+# %% ../nbs/03_train.ipynb #8e75e620
 def loop(
     run: Run, # changed in place
     log: Log, # gets the events
@@ -714,8 +769,9 @@ def loop(
         run.seconds += time.perf_counter() - start
         if logs: show(log_step(run, log, loss, norm, since)); since = run.step, run.seconds
         if due(c.eval_interval) or run.step == c.train_iters: show(evaluate_and_keep(run, log))
-        if saves: save_state(run)
-        if stopped: return
+        stopping = bool(stopped)
+        if saves or stopping: save_state(run)
+        if stopping: return
 
 # %% ../nbs/03_train.ipynb #e44e2238
 def compile_if_it_pays(
@@ -764,13 +820,14 @@ def stop(
     if number == signal.SIGTERM: sys.exit(143)
     raise KeyboardInterrupt
 
-# %% ../nbs/03_train.ipynb #3920d85b
+# %% ../nbs/03_train.ipynb #6db5e431
 def result_of(
     run: Run, # trained
     log: Log, # its events
 ) -> TrainResult:
     "What happened in a run"
     scores = [e for e in log.events if e["event"] == "evaluation"]
+    if not scores: raise NeoxError(f"{log.path}: holds no evaluation; it was removed or emptied")
     best, tokens = min(scores, key=lambda e: e["loss"]), run.c.gradient_accumulation_steps*run.c.train_micro_batch_size_per_gpu*run.config.seq_length
     return TrainResult(run.folder, run.step, best["loss"], best["bits_per_byte"], run.seconds, tokens*run.step/max(1e-9, run.seconds), log.events, scores[-1]["sample"])
 

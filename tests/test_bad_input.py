@@ -17,11 +17,6 @@ TEXT = "MARIAN:\nTo be a printer is to be in debt,\nAnd lead is heavier than any
 FEW = ["quickstart", *TINY, "train_iters=4", "eval_interval=2", "checkpoint_factor=2"]
 
 
-def fault(*values, reason):
-    "A case that the library does not yet refuse as it should"
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 def untouched(main, argv, capsys, *parts):
     "Asserts that a command refuses its input and leaves the working directory as it was"
     before = tree(".")
@@ -70,13 +65,11 @@ def test_too_short_to_train(capsys):
     untouched(train, [*FEW, "--data_path", "short.txt"], capsys, "16 tokens", "too short", "seq_length 32")
 
 
-@pytest.mark.xfail(strict=True, reason="a validation part of one token: ZeroDivisionError in `evaluate`")
 def test_too_short_to_score(capsys):
     put("short.txt", "To be or n")
     untouched(train, [*FEW, "seq_length=8", "--data_path", "short.txt"], capsys, "too short")
 
 
-@pytest.mark.xfail(strict=True, reason="a text of one character is prepared: a folder with valid.bin alone")
 def test_too_short_to_prepare(capsys):
     put("short.txt", "T")
     untouched(prepare, ["short.txt"], capsys, "too short")
@@ -90,11 +83,11 @@ def test_character_that_the_tokenizer_lacks(content, parts, capsys):
 
 @pytest.mark.parametrize("argv,parts", [
     (["--split", "x"], ["split='x'"]), (["--split", "0,1"], ["split='0,1'"]), (["--split", "1,-1"], ["split"]), (["--split", "1,1,1,1"], ["split"]),
-    fault(["--split", "nan,1"], ["split"], reason="split_text: int(nan) raises ValueError"),
+    pytest.param(["--split", "nan,1"], ["split"]),
     (["--tokenizer_path", "text.txt"], ["text.txt", "not a tokenizer.json"]), (["--tokenizer_path", "none.json"], ["none.json", "no tokenizer here"]),
     (["--out", "mine"], ["mine", "holds other files"]), (["--out", "text.txt"], ["text.txt", "holds other files"]),
     (["--out", "text.txt/sub"], ["could not be written", "Not a directory"]), (["--outt", "x"], ["unrecognized arguments: --outt"]),
-    fault(["--out", "."], ["holds other files"], reason="new_folder('.'): Path.with_name raises ValueError")], ids=str)
+    pytest.param(["--out", "."], ["holds other files"])], ids=str)
 def test_prepare_flags(argv, parts, capsys):
     put("text.txt"); put("mine/notes.txt", "my notes")
     untouched(prepare, ["text.txt", *argv], capsys, *parts)
@@ -126,15 +119,14 @@ def test_missing_extra(monkeypatch, capsys):
 
 @pytest.mark.parametrize("columns,parts", [
     (dict(words=["a"]), ["no column named text", "words"]),
-    fault(dict(text=[1, 2]), ["text"], reason="read_parquet joins rows that are not text: TypeError"),
-    fault(dict(text=[]), ["empty"], reason="read_parquet gives an empty text: an empty folder is prepared")], ids=str)
+    pytest.param(dict(text=[1, 2]), ["text"]),
+    pytest.param(dict(text=[]), ["empty"])], ids=str)
 def test_parquet(columns, parts, capsys):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({k: pa.array(v, None if v else pa.string()) for k, v in columns.items()}), "table.parquet")
     untouched(prepare, ["table.parquet"], capsys, "table.parquet", *parts)
 
 
-@pytest.mark.xfail(strict=True, reason="read_parquet joins rows that are null: TypeError")
 def test_parquet_with_null_rows(capsys):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table(dict(text=[TEXT, None])), "table.parquet")
@@ -142,7 +134,6 @@ def test_parquet_with_null_rows(capsys):
     assert (Path("prepared/table/train.bin")).stat().st_size == 2*int(0.9*len(TEXT))
 
 
-@pytest.mark.xfail(strict=True, reason="read_parquet: pyarrow's ArrowInvalid passes through")
 def test_damaged_parquet(capsys):
     pytest.importorskip("pyarrow.parquet")
     put("text.parquet", "PAR1")
@@ -158,9 +149,9 @@ MODEL = "num_layers: 1\nhidden_size: 32\nnum_attention_heads: 2\nseq_length: 32\
     ("num_layers: [1\nhidden_size: 3\n", ["line 2", "not YAML"]), ("optimizer:\n\t- type\n", ["line 2", "not YAML"]), ("- 1\n- 2\n", ["list"]),
     ("hello", ["str"]), ("", ["NoneType"]), (MODEL, ["pos_emb", "rotary"]), (MODEL + "pos_emb: rotary\n", ["train_iters is not given"]),
     ("pos_emb: rotary\ntrain_iters: 3\ntrain_micro_batch_size_per_gpu: 2\n", ["num_layers is not given"]),
-    fault("num_layers: 1\nname: \a\n", ["not YAML"], reason="a yaml.ReaderError is printed on two lines"),
-    fault("# é\n".encode("latin1"), ["not UTF-8"], reason="load_config: UnicodeDecodeError"),
-    fault("num_layers: 2020-99-99\n", ["not YAML"], reason="read_yaml: PyYAML's dates raise ValueError")], ids=repr)
+    pytest.param("num_layers: 1\nname: \a\n", ["not YAML"]),
+    pytest.param("# é\n".encode("latin1"), ["not UTF-8"]),
+    pytest.param("num_layers: 2020-99-99\n", ["not YAML"])], ids=repr)
 def test_recipe_file(content, parts, capsys):
     put("my.yml", content)
     untouched(train, ["my.yml"], capsys, *parts)
@@ -226,23 +217,19 @@ ACCEPTED = """
 """
 
 
-@pytest.mark.xfail(strict=True, reason="a value out of range is not refused before training: a traceback, NaN, or silence")
 @pytest.mark.parametrize("word", ACCEPTED.split())
 def test_setting_out_of_range(word, capsys):
     key = word.split("=")[0].replace("sample_prompt", "")
     untouched(train, [*FEW, word, "--checkpoint_dir", "run"], capsys, key)
 
 
-@pytest.mark.xfail(strict=True, reason="keep_last_n_checkpoints=-1 deletes the state that was just saved")
 def test_negative_number_of_states(capsys):
     untouched(train, [*FEW, "keep_last_n_checkpoints=-1", "--checkpoint_dir", "run"], capsys, "keep_last_n_checkpoints")
 
 
-@pytest.mark.xfail(strict=True, reason="YAML reads off as False, so that compile: off is refused")
 def test_compile_off(capsys): train([*FEW, "compile=off"])
 
 
-@pytest.mark.xfail(strict=True, reason="`nearest` exhausts the map that it is given: '(known: )'")
 def test_known_values_are_named(capsys): untouched(train, [*FEW, "activation=xyz"], capsys, "gelu", "relu", "silu")
 
 
@@ -270,8 +257,8 @@ def test_tokens_of_another_tokenizer(tokens, capsys):
     ("train.bin", b"12", ["train.bin", "cut off"]), ("valid.bin", b"", ["valid.bin", "cut off"]), ("train.bin", None, ["train.bin", "cut off"]),
     ("valid.json", None, ["valid.bin", "no token file"]),
     ("train.json", b"{", ["not JSON"]), ("tokenizer.json", None, ["tokenizer.json", "no tokenizer"]),
-    fault("train.json", b"{}", ["train"], reason="TokenFile: a header without its keys gives AttributeError"),
-    fault("train.json", b"[]", ["train"], reason="TokenFile: a header that is a list gives AttributeError")], ids=str)
+    pytest.param("train.json", b"{}", ["train"]),
+    pytest.param("train.json", b"[]", ["train"])], ids=str)
 def test_damaged_tokens(tokens, file, content, parts, capsys):
     put(tokens/file, content) if content is not None else (tokens/file).unlink()
     untouched(train, [*FEW, "--data_path", "prepared", "--tokenizer_path", "prepared"], capsys, *parts)
@@ -287,9 +274,9 @@ def test_damaged_tokens(tokens, file, content, parts, capsys):
     (["--top_p", "2"], ["top_p"]),
     (["--min_p", "-0.1"], ["min_p"]), (["--max_new_tokens", "-1"], ["max_new_tokens"]), (["--repetition_penalty", "0"], ["repetition_penalty"]),
     (["word"], ["unrecognized arguments: word"]),
-    *[fault([flag, value], [flag[2:]], reason="not refused by `check_range`") for flag, value in
+    *[pytest.param([flag, value], [flag[2:]]) for flag, value in
       dict(temperature="nan", top_p="nan", min_p="nan", repetition_penalty="nan", seed="9"*30).items() for flag in [f"--{flag}"]],
-    fault(["--temperature", "1e-42"], ["temperature"], reason="logits/temperature overflows: RuntimeError")], ids=str)
+    pytest.param(["--temperature", "1e-42"], ["temperature"])], ids=str)
 def test_prompt_and_sampling(trained, argv, parts, capsys):
     untouched(generate, ["--checkpoint_path", trained, "--max_new_tokens", "8", *argv], capsys, *parts)
 
@@ -315,7 +302,7 @@ def cut(name, size):
     (edit("config.json", num_hidden_layers=2), ["do not fit"]), (edit("config.json", hidden_size="x"), ["hidden_size"]),
     (edit("config.json", num_attention_heads=0), ["num_attention_heads"]), (edit("config.json", rope_parameters={"rope_type": "yarn"}), ["yarn"]),
     (edit("config.json", hidden_act="tanh9"), ["tanh9"]),
-    fault(lambda p: (p/"config.json").write_text("[]"), ["config.json"], reason="from_hf: a config.json that is a list gives AttributeError")],
+    pytest.param(lambda p: (p/"config.json").write_text("[]"), ["config.json"])],
     ids=["no config", "no weights", "no tokenizer", "cut weights", "empty weights", "weights cut at the end", "cut config", "cut tokenizer", "gpt2",
          "wider", "deeper", "hidden size a word", "no heads", "yarn", "activation", "config a list"])
 def test_checkpoint(trained, damage, parts, capsys):
@@ -327,13 +314,12 @@ def test_checkpoint(trained, damage, parts, capsys):
 @pytest.mark.parametrize("name,parts", [
     ("", ["no trained model", "neox_train quickstart"]), ("nowhere", ["nowhere", "no such folder"]), ("runs/nowhere", ["runs/nowhere", "neither"]),
     ("a/b/c", ["a/b/c", "no such folder"]), ("text.txt", ["text.txt", "no such folder"]), ("void", ["void", "no config.json"]),
-    fault(".", ["no config.json"], reason="recover(Path('.')): Path.with_name raises ValueError")], ids=repr)
+    pytest.param(".", ["no config.json"])], ids=repr)
 def test_missing_checkpoint(name, parts, capsys):
     put("text.txt"); Path("void").mkdir()
     untouched(generate, ["--checkpoint_path", name], capsys, *parts)
 
 
-@pytest.mark.xfail(strict=True, reason="find_checkpoint does not `recover` best/ of a run that was killed between two renames")
 def test_checkpoint_killed_between_its_renames(trained, capsys):
     shutil.copytree(trained, "run"); os.rename("run/best", "run/.best.old"); shutil.rmtree("run/last")
     generate(["--checkpoint_path", "run", "--max_new_tokens", "2"])
@@ -359,7 +345,6 @@ def test_folder_that_is_not_a_run(name, parts, capsys):
 
 @pytest.mark.parametrize("file,content", [("state/step_30/state.json", "{"), ("state/step_30/state.safetensors", "xx"), ("log.jsonl", "{x}\n"),
                                           ("log.jsonl", "")], ids=str)
-@pytest.mark.xfail(strict=True, reason="a damaged file in a run's folder gives a traceback")
 def test_damaged_run(trained, file, content, capsys):
     shutil.copytree(trained, "run"); put(f"run/{file}", content)
     refuses(train, RUN, capsys, "run", Path(file).name, steps=True)
@@ -394,13 +379,11 @@ def test_full_disk_while_preparing(disk, capsys):
     assert os.listdir("disk") == ["tokens"]
 
 
-@pytest.mark.xfail(strict=True, reason="new_folder lets the tokenizers library's own exception through")
 def test_full_disk_while_saving_a_tokenizer(disk, capsys):
     put("text.txt"); tokenizer(["text.txt", "--out", "disk/made"])
     untouched(tokenizer, ["sample", "--kind", "bpe", "--vocab_size", "8000", "--out", "disk/made"], capsys, "disk/made", "could not be written")
 
 
-@pytest.mark.xfail(strict=True, reason="new_folder lets safetensors' own exception through")
 def test_full_disk_while_training(disk, capsys):
     folder, resize = disk; resize("700k")
     run = ["keep_last_n_checkpoints=2", "quickstart", *TINY, "--checkpoint_dir", "disk/run"]
@@ -432,18 +415,16 @@ def test_full_disk_keeps_what_was_saved(name, monkeypatch, capsys):
     with full(monkeypatch, name): refuses(train, run, capsys, "run/", "could not be written", "No space left", steps=True)
     assert not [p for p in Path("run").rglob("*") if p.name.endswith((".tmp", ".old"))]
     kept = [part for part in before if tree(f"run/{part}") == before[part]]
-    assert kept == (["last", "state"] if name == "state.json" else ["best", "last", "state"])
+    assert kept == (["state"] if name == "state.json" else ["best", "last", "state"])
     train(run)
     assert saved_steps("run") == [15, 30]
 
 
-@pytest.mark.xfail(strict=True, reason="claim_folder leaves a cut-off config.yml, which blocks the folder for good")
 def test_full_disk_at_the_start_of_a_run(monkeypatch, capsys):
     with full(monkeypatch, "config.yml"), suppress(SystemExit): train(RUN)
     train(RUN)
 
 
-@pytest.mark.xfail(strict=True, reason="Log empties log.jsonl before it writes it again")
 def test_full_disk_keeps_the_log(monkeypatch, capsys):
     run = ["keep_last_n_checkpoints=2", *RUN]
     train(run); shutil.rmtree("run/state/step_30")

@@ -115,7 +115,13 @@ def test_eval_batches_cover_once(n, T, B, seed):
 
 @given(ANY, st.lists(st.floats(0, 1e3), min_size=1, max_size=2), st.floats(1e-3, 1e3))
 def test_split_partitions(text, rest, first):
-    parts = split_text(text, ",".join(map(str, [first, *rest])))
+    shares = [first, *rest]
+    ends = [int(len(text)*e) for e in np.cumsum(shares)/sum(shares)]
+    short = any(share and b - a < 2 for share, a, b in zip(shares, [0, *ends], ends))
+    if short:
+        with pytest.raises(NeoxError, match="too short"): split_text(text, ",".join(map(str, shares)))
+        return
+    parts = split_text(text, ",".join(map(str, shares)))
     assert "".join(parts.values()) == text and list(parts) == [n for n in ("train", "valid", "test") if n in parts] and all(parts.values())
     assert abs(len(parts.get("train", "")) - len(text)*first/(first + sum(rest))) <= 1
 
@@ -170,12 +176,10 @@ def test_stream_of_bytes(ids, stop):
     assert "".join(pieces) == whole and not any(s in whole for s in stop)
 
 
-@pytest.mark.xfail(strict=True, reason="a batch of prompts gives no texts at all with max_new_tokens=0")
 def test_nothing_drawn():
     assert both(BPE, [], []) == ([], "")
 
 
-@pytest.mark.xfail(strict=True, reason="cut() takes the stop that starts first, stream() the one that is complete first")
 def test_stop_inside_another():
     pieces, whole = both(train_tokenizer("abcM"), train_tokenizer("abcM").encode("abc"), ["abc", "b"])
     assert "".join(pieces) == whole
@@ -233,7 +237,6 @@ def test_schedule_bounds(style, total, warmup, peak, share, at, beyond):
     if warmup < 1 and style != "constant": assert math.isclose(learning_rate(total + beyond, c), peak*share, rel_tol=1e-6, abs_tol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="a warmup of less than one step starts above the peak, as in gpt-neox: 100 x at train_iters=1")
 def test_short_warmup_stays_below_the_peak():
     assert learning_rate(0, schedule("linear", 10, 0.01, 1e-3, 0.0)) <= 1e-3
 
@@ -274,7 +277,6 @@ def test_merge_neutral(a):
         assert merged == a
 
 
-@pytest.mark.xfail(strict=True, reason="merge keeps the very dict that it was given, and a later merge changes it")
 def test_merge_leaves_its_arguments():
     given, settings = dict(optimizer=dict(lr=1)), {}
     merge(settings, given); merge(settings, dict(optimizer=dict(lr=2)))
@@ -306,7 +308,6 @@ WORDS = [("a=", dict(a=None)), ("a=null", dict(a=None)), ("a=b=c", dict(a="b=c")
 def test_override_words(word, expected): assert parse_override(word) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="YAML 1.1 reads on and off as booleans: compile=on and compile: on are refused as 'True is not available'")
 @pytest.mark.parametrize("word", ["on", "off"])
 def test_compile_on_the_command_line(word): assert parse_override(f"compile={word}") == dict(compile=word)
 

@@ -246,7 +246,6 @@ def short_outcome(short, tmp_path_factory):
     return outcome(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="config.yml is written in place; last/ comes after the state: a run killed between is complete without it")
 @pytest.mark.parametrize("every", EVERY)
 def test_power_fails_at_any_change(short, short_outcome, tmp_path, capsys, every):
     broken = all_instants(short, lambda folder: None, short_outcome, tmp_path, every)
@@ -254,7 +253,6 @@ def test_power_fails_at_any_change(short, short_outcome, tmp_path, capsys, every
     assert broken == []
 
 
-@pytest.mark.xfail(strict=True, reason="log.jsonl is cut back in place, so a kill loses its events; last/ is written after the state")
 @pytest.mark.parametrize("every", EVERY)
 def test_power_fails_while_going_on(short, short_outcome, tmp_path, capsys, every):
     "The second failure, in a run that goes on from a saved state"
@@ -283,7 +281,6 @@ def test_dropped_moments_differ(short, tmp_path):
 
 
 @posix
-@pytest.mark.xfail(strict=True, reason="a signal during logging or evaluation ends the loop without saving")
 @pytest.mark.parametrize("number, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("event, at", [("log", 1), ("evaluation", 3)])
 def test_signal_saves(short, short_outcome, tmp_path, number, error, event, at):

@@ -6,7 +6,8 @@ import yaml
 
 pytest.importorskip("wandb")
 RECIPE = dict(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=16, pos_emb="rotary", data_path="sample", split="90,1,9",
-              train_iters=4, train_micro_batch_size_per_gpu=2, warmup=0.25, eval_interval=2, log_interval=1, sample_tokens=2, precision="fp32", compile="off", use_wandb=True)
+              train_iters=4, train_micro_batch_size_per_gpu=2,
+              warmup=0.25, eval_interval=2, log_interval=1, sample_tokens=2, precision="fp32", compile="off", use_wandb=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,6 @@ def test_one_line(offline):
     assert [line for line in lines if "offline" in line and "wandb sync" in line], lines
 
 
-@pytest.mark.xfail(strict=True, reason="wandb.api is deprecated and prints a warning of its own (wandb 0.31)")
 def test_one_line_alone(offline):
     lines = [line for line in offline[1].stderr.splitlines() if "wandb" in line.lower() or "w&b" in line.lower()]
     assert len(lines) == 1, lines

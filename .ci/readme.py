@@ -1,5 +1,5 @@
 "Writes README.md and index_files/ from nbs/index.ipynb: python .ci/readme.py"
-import re, shutil
+import json, re, shutil
 from pathlib import Path
 
 import nbformat
@@ -18,8 +18,8 @@ def render(path: Path) -> tuple:
     title = "".join(nb.cells[0].source)
     procs = [p for p in FilterDefaults().procs() if p.__name__ not in ("add_links", "insert_warning")]
     NBProcessor(nb=nb, procs=procs).process()
-    cells = [dict(c) for c in nb.cells if c.cell_type != "raw"]
-    text, extra = MarkdownExporter(exclude_input=True).from_notebook_node(nbformat.from_dict({**nb, "cells": cells}))
+    kept = nbformat.reads(json.dumps({**nb, "cells": [c for c in nb.cells if c.cell_type != "raw"]}, default=dict), as_version=4)
+    text, extra = MarkdownExporter(exclude_input=True).from_notebook_node(kept)
     figures = {name: data for name, data in extra["outputs"].items() if name in text}
     for name in figures: text = text.replace(f"]({name})", f"](index_files/{name})").replace("![png]", "![loss curve and sample text]")
     text = re.sub(r"\]\((\d\d_\w+\.ipynb|tutorials/[\w/]+\.ipynb)\)", r"](nbs/\1)", text)

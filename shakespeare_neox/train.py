@@ -6,15 +6,14 @@
 __all__ = ['OPTIMIZERS', 'ADAM_DEFAULTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'LONG_RUN', 'neox_train_main', 'TrainConfig',
            'NumberLoader', 'read_yaml', 'read_recipe', 'find_recipe', 'merge', 'parse_override', 'attention_kinds',
            'sort_key', 'Recipe', 'load_config', 'sort_settings', 'learning_rate', 'make_optimizer', 'best_precision',
-           'has_bf16', 'pick_precision', 'compile_model', 'keep_freed_memory', 'run_tokenizer', 'open_data', 'Run',
-           'make_accelerator', 'make_run', 'loss_of', 'batch', 'train_step', 'evaluate', 'optimizer_tensors',
-           'save_state', 'versions', 'saved_steps', 'load_state', 'claim_folder', 'Log', 'describe', 'Progress',
-           'noted_signals', 'wandb_login', 'start_wandb', 'TrainResult', 'check_finite', 'evaluate_and_keep',
-           'log_step', 'loop', 'compile_if_it_pays', 'train_recipe', 'stop', 'result_of', 'train', 'dry_run',
-           'neox_train']
+           'has_bf16', 'pick_precision', 'compile_model', 'run_tokenizer', 'open_data', 'Run', 'make_accelerator',
+           'make_run', 'loss_of', 'batch', 'train_step', 'evaluate', 'optimizer_tensors', 'save_state', 'versions',
+           'saved_steps', 'load_state', 'claim_folder', 'Log', 'describe', 'Progress', 'noted_signals', 'wandb_login',
+           'start_wandb', 'TrainResult', 'check_finite', 'evaluate_and_keep', 'log_step', 'loop', 'compile_if_it_pays',
+           'train_recipe', 'stop', 'result_of', 'train', 'dry_run', 'neox_train']
 
 # %% ../nbs/03_train.ipynb #3fa40d89
-import copy, ctypes, json, math, os, platform, re, shutil, signal, sys, threading, time
+import copy, json, math, os, platform, re, shutil, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
@@ -342,14 +341,6 @@ def compile_model(
         say(f"torch.compile does not work here ({type(e).__name__}: {str(e).strip().splitlines()[0][:80]}); the run goes on without it")
         return False
 
-# %% ../nbs/03_train.ipynb #30840efd
-def keep_freed_memory():
-    "Asks glibc to reuse freed memory from step to step; elsewhere it does nothing"
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    try: mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError): return
-    mallopt(M_MMAP_THRESHOLD, 2**25); mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
 # %% ../nbs/03_train.ipynb #9559941e
 def run_tokenizer(
     c: TrainConfig, # its vocab_file
@@ -432,7 +423,7 @@ def make_run(
     try: tokenizer.check(c.sample_prompt)
     except NeoxError as e: raise NeoxError(f"sample_prompt: {e}") from None
     accelerator, precision = make_accelerator(c)
-    if accelerator.device.type == "cpu": torch.use_deterministic_algorithms(c.deterministic); keep_freed_memory()
+    if accelerator.device.type == "cpu": torch.use_deterministic_algorithms(c.deterministic)
     torch.manual_seed(c.seed)
     model = GPTNeoX(config).to(accelerator.device)
     model, optimizer = accelerator.prepare(model, make_optimizer(model, c))

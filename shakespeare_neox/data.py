@@ -161,6 +161,7 @@ def load_corpus(
 ) -> Corpus:
     "Opens a corpus by name or path"
     path = Path(str(name))
+    if not str(name).strip(): raise NeoxError(f"no corpus given{nearest('', CORPORA)}; name one, or a text file or folder")
     if name in CORPORA:
         try: return Corpus(name, read_text(find_corpus(name)), CORPORA[name].licence)
         except NeoxError:

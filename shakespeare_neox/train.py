@@ -553,6 +553,7 @@ def claim_folder(
     run: Run, # about to start
 ) -> bool: # whether it resumes
     "Makes the run's folder, or resumes what is in it if the settings are the same"
+    kept = {k: v for k, v in run.recipe.settings.items() if k not in ("save", "load")}        # where it lies is not what it is
     same = lambda s: {k: v for k, v in s.items() if k not in ("save", "load", "use_wandb", "wandb_project", "wandb_group")}
     ours, path = json.loads(json.dumps(same(run.recipe.settings))), run.folder/"config.yml"
     if path.exists():
@@ -562,7 +563,7 @@ def claim_folder(
     elif run.folder.exists() and any(p.name != ".config.yml.tmp" for p in run.folder.iterdir()): raise NeoxError(f"{run.folder}: holds other files; give another --checkpoint_dir")
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists(): write_whole(path, yaml.safe_dump(run.recipe.settings, sort_keys=False))
+        if not path.exists(): write_whole(path, yaml.safe_dump(kept, sort_keys=False))
     except OSError as e: raise NeoxError(f"{run.folder}: could not be written ({e.strerror})") from None
     if steps := saved_steps(run.folder): load_state(run, steps[-1])
     return bool(steps)
@@ -584,7 +585,9 @@ class Log:
     def add(self, **event):
         "Appends an event"
         self.events.append(event)
-        with self.path.open("a") as f: f.write(json.dumps(event) + "\n")
+        try:
+            with self.path.open("a") as f: f.write(json.dumps(event) + "\n")
+        except OSError as e: raise NeoxError(f"{self.path}: could not be written ({e.strerror}); the last saved state is kept") from None
         return event
 
     def curve(self, kind, key="loss"):

@@ -432,3 +432,23 @@ def test_full_disk_keeps_the_log(monkeypatch, capsys):
     first_half = [e for e in events if json.loads(e)["step"] <= 15]
     with full(monkeypatch, "log"), suppress(SystemExit): train(run)
     assert Path("run/log.jsonl").read_text().splitlines()[:len(first_half)] == first_half
+
+
+def test_no_corpus(capsys):
+    refuses(prepare, [""], capsys, "no corpus given")
+
+
+def test_full_disk_in_the_log(monkeypatch, capsys):
+    usual = Path.open
+    def full(self, *args, **kwargs):
+        if self.name == "log.jsonl" and args[:1] == ("a",): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return usual(self, *args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        refuses(train, RUN, capsys, "run/log.jsonl", "No space left", "saved state is kept", steps=True)
+    train(RUN)
+
+
+def test_config_repeats_a_run_wherever_it_lay(trained):
+    from shakespeare_neox.train import load_config
+    assert load_config(str(trained/"config.yml")).train.save is None

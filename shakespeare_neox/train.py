@@ -12,7 +12,7 @@ __all__ = ['OPTIMIZERS', 'ADAM_DEFAULTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS',
            'start_wandb', 'TrainResult', 'check_finite', 'evaluate_and_keep', 'log_step', 'loop', 'compile_if_it_pays',
            'train_recipe', 'stop', 'result_of', 'train', 'dry_run', 'neox_train']
 
-# %% ../nbs/03_train.ipynb #3fa40d89
+# %% ../nbs/03_train.ipynb #a807c9d2
 import copy, json, math, os, platform, re, shutil, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
@@ -410,7 +410,7 @@ def make_accelerator(
     if accelerator.mixed_precision != mixed: raise NeoxError(f"precision {precision} was asked for, accelerate gives {accelerator.mixed_precision}")
     return accelerator, precision
 
-# %% ../nbs/03_train.ipynb #9cace918
+# %% ../nbs/03_train.ipynb #0d9a0ba8
 def make_run(
     recipe: Recipe, # what to train
 ) -> Run:
@@ -548,7 +548,7 @@ def load_state(
     if facts["scaler"] and run.accelerator.scaler: run.accelerator.scaler.load_state_dict(facts["scaler"])
     run.step, run.best, run.seconds = facts["step"], facts["best"], facts["seconds"]
 
-# %% ../nbs/03_train.ipynb #72dbb3c8
+# %% ../nbs/03_train.ipynb #35cf4bbc
 def claim_folder(
     run: Run, # about to start
 ) -> bool: # whether it resumes
@@ -568,7 +568,7 @@ def claim_folder(
     if steps := saved_steps(run.folder): load_state(run, steps[-1])
     return bool(steps)
 
-# %% ../nbs/03_train.ipynb #e10cce2b
+# %% ../nbs/03_train.ipynb #799660c1
 class Log:
     "The events of a run: one line of JSON each"
     def __init__(self,

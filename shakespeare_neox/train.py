@@ -327,7 +327,7 @@ def pick_precision(
     return asked or best_precision(device, has_bf16(device))
 
 # %% ../nbs/03_train.ipynb #c8188d8c
-LONG_RUN = dict(cpu=3e12, cuda=3e15)    # floating point operations from which compiling pays: half a minute of work
+LONG_RUN = dict(cpu=4e12, cuda=3e15)    # floating point operations from which compiling pays: about a minute of work
 
 def compile_model(
     model: GPTNeoX, # compiled in place, its parameters keep their names

@@ -10,9 +10,9 @@ __all__ = ['CORPORA', 'neox_prepare_main', 'NeoxError', 'nearest', 'say', 'impor
            'open_encoder', 'neox_prepare']
 
 # %% ../nbs/00_data.ipynb #a39b546b
-import argparse, difflib, errno, hashlib, importlib, inspect, json, os, shutil, sys
+import argparse, difflib, hashlib, importlib, inspect, json, os, shutil, sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 

@@ -8,8 +8,8 @@ __all__ = ['check_settings', 'ModelConfig', 'rotary_table', 'rotate', 'Attention
            'count_parameters', 'flops_per_token', 'training_bytes', 'summary', 'context_start', 'sample']
 
 # %% ../nbs/02_model.ipynb #fda65bbb
-import json, math, shutil
-from dataclasses import asdict, dataclass, fields
+import json, math
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 

@@ -15,7 +15,7 @@ __all__ = ['OPTIMIZERS', 'ADAM_DEFAULTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS',
 # %% ../nbs/03_train.ipynb #a807c9d2
 import copy, json, math, os, platform, re, shutil, signal, sys, threading, time
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from fastcore.imports import IN_NOTEBOOK
 
 from .data import (NeoxError, TokenFile, assets, cache_folder, command, eval_batches, get_batch, load_corpus,
                                    nearest, new_folder, prepare, say, write_whole, Corpus)
-from .model import GPTNeoX, ModelConfig, check_settings, flops_per_token, sample, summary, training_bytes
+from .model import GPTNeoX, ModelConfig, check_settings, flops_per_token, sample, summary
 from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 # %% ../nbs/03_train.ipynb #7e5c417b

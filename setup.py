@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-ASSETS = {"configs": "*.*", "data": "*.txt", "tokenizer": "*.json"}  # folder of the clone -> what ships
+ASSETS = {"configs": ["*.yml", "*.json"], "data": ["*.txt", "*.json"], "tokenizer": ["*.json", "*/*.json"]}  # folder of the clone -> what ships
 
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
@@ -18,10 +18,9 @@ class BuildWithAssets(build_py):
     def run(self):
         super().run()
         if self.editable_mode: return
-        for folder, pattern in ASSETS.items():
-            target = Path(self.build_lib)/cfg["lib_name"]/"assets"/folder
-            target.mkdir(parents=True, exist_ok=True)
-            for file in Path(folder).glob(pattern): self.copy_file(str(file), str(target/file.name))
+        for file in (f for folder, patterns in ASSETS.items() for p in patterns for f in Path(folder).glob(p)):
+            target = Path(self.build_lib)/cfg["lib_name"]/"assets"/file
+            target.parent.mkdir(parents=True, exist_ok=True); self.copy_file(str(file), str(target))
 
 
 setup(

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['neox_generate_main', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repetition', 'filter_logits', 'pad_left',
-           'Reader', 'encode_prompt', 'check_range', 'generate_ids', 'stop_at', 'held_back', 'stream', 'generate',
-           'cut', 'find_checkpoint', 'open_checkpoint', 'neox_generate']
+           'Reader', 'check_range', 'encode_prompts', 'draw', 'generate_ids', 'stop_at', 'held_back', 'pieces',
+           'stream', 'batches', 'complete', 'generate_many', 'generate', 'find_checkpoint', 'open_checkpoint',
+           'read_prompts', 'print_texts', 'neox_generate']
 
-# %% ../nbs/04_generate.ipynb #46b99cd4
+# %% ../nbs/04_generate.ipynb #df008e5a
+import json, sys, time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .data import NeoxError, command, recover
+from .base import NeoxError, command, recover, say
 from .model import Cache, GPTNeoX, context_start, find_folder
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -90,15 +93,19 @@ def pad_left(
     if min(map(len, rows)) == T: return ids, None
     return ids, torch.tensor([[False]*(T - len(r)) + [True]*len(r) for r in rows], device=device)
 
-# %% ../nbs/04_generate.ipynb #f0b752cf
+# %% ../nbs/04_generate.ipynb #66940b86
 class Reader:
     "Reads rows of ids with a cache; gives the logits of the next ones"
     def __init__(self,
         model: GPTNeoX, # in evaluation mode
         pad_id: int, # fills shorter rows on the left
+        n_rows: int, # B, rows to read
+        longest: int, # ids that a row will have at most
     ):
-        self.model, self.pad_id, self.starts = model, pad_id, None
-        self.window, self.device = model.config.max_position_embeddings, next(model.parameters()).device
+        self.model, self.pad_id, self.device = model, pad_id, next(model.parameters()).device
+        self.window, self.starts = model.config.max_position_embeddings, [None]*n_rows
+        self.cache = Cache(model, n_rows, min(self.window, longest))
+        self.mask = torch.zeros(n_rows, 0, dtype=torch.bool, device=self.device)
 
     @torch.no_grad()
     def __call__(self,
@@ -106,38 +113,49 @@ class Reader:
     ) -> torch.Tensor: # (B, V) logits
         "The logits of the next id of each row"
         starts = [context_start(len(r), self.window) for r in rows]
-        if starts != self.starts: return self.refill(rows, starts)
+        moved = [b for b, start in enumerate(starts) if start != self.starts[b]]; self.starts = starts
+        if moved: self.refill(moved, [rows[b][starts[b]:-1] for b in moved])
+        if self.cache.n == self.cache.store.shape[4]: self.close_up()
         new = torch.tensor([[r[-1]] for r in rows], device=self.device)
-        if self.mask is not None: self.mask = torch.cat([self.mask, torch.ones_like(new, dtype=torch.bool)], dim=1)
-        return self.model(new, mask=self.mask, cache=self.cache)[:, -1]
+        self.mask = torch.cat([self.mask, torch.ones_like(new, dtype=torch.bool)], dim=1)
+        return self.model(new, mask=None if self.mask.all() else self.mask, cache=self.cache)[:, -1]
 
-# %% ../nbs/04_generate.ipynb #bf05561d
+# %% ../nbs/04_generate.ipynb #7b83a19e
 @patch
-def refill(self: Reader, rows, starts):
-    "Reads each row's context from its start into a fresh cache"
-    self.starts, contexts = starts, [r[s:] for r, s in zip(rows, starts)]
-    ids, self.mask = pad_left(contexts, self.pad_id, self.device)
-    self.cache = Cache(self.model, len(rows), self.window)
-    return self.model(ids, mask=self.mask, cache=self.cache)[:, -1]
+def refill(self: Reader,
+    moved: list, # rows whose context has a new start
+    pasts: list, # ids of each, from its start to the last but one
+):
+    "Reads the past of some rows into the right end of the cache"
+    width = max(map(len, pasts)); n = max(self.cache.n, width)
+    self.mask = F.pad(self.mask, (n - self.cache.n, 0)); self.mask[moved], self.cache.n = False, n
+    if not width: return
+    (ids, mask), fresh = pad_left(pasts, self.pad_id, self.device), Cache(self.model, len(moved), width)
+    self.model(ids, mask=mask, cache=fresh, last=True)
+    self.cache.store[:, :, moved, :, n-width:n] = fresh.store
+    self.mask[moved, n-width:] = True if mask is None else mask
 
-# %% ../nbs/04_generate.ipynb #48578d68
-def encode_prompt(
-    model: GPTNeoX, # its window
-    tokenizer: Tokenizer, # its characters
-    prompt: str, # what the model is to continue
-) -> list: # ids
-    "Ids of a prompt; an empty or too long one is an error"
-    if not prompt: raise NeoxError("the prompt is empty; give at least one character, such as --prompt 'MARIAN:'")
-    ids, window = tokenizer.encode(prompt), model.config.max_position_embeddings
-    if len(ids) > window: raise NeoxError(f"the prompt has {len(ids):,} tokens, the model's window holds {window:,}; shorten it by {len(ids) - window:,}")
-    return ids
+# %% ../nbs/04_generate.ipynb #79e8399b
+@patch
+def close_up(self: Reader):
+    "Moves the cache to the left over columns that no row uses"
+    free = int(self.mask.any(0).int().argmax())
+    self.cache.store[..., :self.cache.n-free, :] = self.cache.store[..., free:self.cache.n, :].clone()
+    self.mask, self.cache.n = self.mask[:, free:], self.cache.n - free
 
-# %% ../nbs/04_generate.ipynb #984c17f9
+@patch
+def keep(self: Reader,
+    rows: list, # which to keep
+):
+    "Drops all other rows"
+    self.cache.store, self.mask, self.starts = self.cache.store[:, :, rows], self.mask[rows], [self.starts[b] for b in rows]
+
+# %% ../nbs/04_generate.ipynb #b36ce412
 def check_range(
     **settings, # as of `generate`
 ):
     "Raises an error for a setting of the sampling that is out of range"
-    rules = dict(seed=(0, 2**62), temperature=(0, None), top_k=(0, None), top_p=(0, 1), min_p=(0, 1), max_new_tokens=(0, None))
+    rules = dict(seed=(0, 2**62), temperature=(0, None), top_k=(0, None), top_p=(0, 1), min_p=(0, 1), max_new_tokens=(0, None), batch_size=(1, None))
     for name, (low, high) in rules.items():
         value = settings.get(name, low)
         if not value >= low or high is not None and value > high:
@@ -145,7 +163,36 @@ def check_range(
     if 0 < settings.get("temperature", 1) < 1e-3: raise NeoxError("temperature: give 0, or 0.001 or more")
     if not settings.get("repetition_penalty", 1) > 0: raise NeoxError("repetition_penalty: give a number above 0; 1 changes nothing")
 
-# %% ../nbs/04_generate.ipynb #5af7bbd5
+# %% ../nbs/04_generate.ipynb #83ee2e05
+def encode_prompts(
+    model: GPTNeoX, # its window
+    tokenizer: Tokenizer, # its characters
+    prompts: list, # what the model is to continue
+) -> list: # ids of each
+    "Ids of prompts; an empty or too long one is an error that says which"
+    rows, window = [], model.config.max_position_embeddings
+    for n, prompt in enumerate(prompts, 1):
+        try: ids = tokenizer.encode(prompt)
+        except NeoxError as e: problem = str(e)
+        else:
+            rows.append(ids)
+            if 0 < len(ids) <= window: continue
+            problem = ("the prompt is empty; give at least one character, such as --prompt 'MARIAN:'" if not ids else
+                       f"the prompt has {len(ids):,} tokens, the model's window holds {window:,}; shorten it by {len(ids) - window:,}")
+        raise NeoxError(problem if len(prompts) == 1 else f"prompt {n:,} of {len(prompts):,} ({prompt[:20]!r}): {problem}")
+    return rows
+
+# %% ../nbs/04_generate.ipynb #e65be2ad
+def draw(
+    logits: torch.Tensor, # (B, V)
+    generators: list, # a torch.Generator for each row
+) -> list: # B ids
+    "One id for each row"
+    times = torch.empty_like(logits)
+    for row, generator in zip(times, generators): row.exponential_(generator=generator)
+    return (logits.softmax(-1)/times).argmax(-1).tolist()
+
+# %% ../nbs/04_generate.ipynb #026ecce8
 def generate_ids(
     model: GPTNeoX, # in evaluation mode
     tokenizer: Tokenizer, # for the ids of end-of-text and padding
@@ -153,19 +200,26 @@ def generate_ids(
     max_new_tokens: int = 200, # how many to draw at most
     temperature: float = 1.0, # 0 always takes the likeliest
     seed: int = 0, # row b draws from seed + b
+    numbers: list = None, # row b draws from seed + numbers[b] instead
+    ended: set = (), # rows that need no more ids; may grow between the steps
     **filters, # top_k, top_p, min_p, repetition_penalty
-): # yields for each step the new id of each row
+): # yields for each step the new id of each row, None for those that ended
     "Draws ids for all rows, step by step"
     check_range(seed=seed, temperature=temperature, max_new_tokens=max_new_tokens, **filters)
-    rows, reader = [list(p) for p in prompts], Reader(model, tokenizer.pad_id)
+    rows, live = {b: list(p) for b, p in enumerate(prompts)}, list(range(len(prompts)))
+    reader = Reader(model, tokenizer.pad_id or 0, len(rows), max(map(len, prompts)) + max_new_tokens)
     known = min(model.config.vocab_size, tokenizer.vocab_size)
-    generators = [torch.Generator().manual_seed(seed + b) for b in range(len(rows))]
+    generators = [torch.Generator().manual_seed(seed + n) for n in numbers or live]
     for _ in range(max_new_tokens):
-        logits = filter_logits(reader(rows)[:, :known].float().cpu(), rows, temperature=temperature or 1.0, **filters)
-        if temperature == 0: new = logits.argmax(-1).tolist()
-        else: new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(logits.softmax(-1), generators)]
-        for row, i in zip(rows, new): row.append(i)
-        yield new
+        if any(b in ended for b in live):
+            reader.keep([k for k, b in enumerate(live) if b not in ended]); live = [b for b in live if b not in ended]
+        if not live: return
+        seen = [rows[b] for b in live]
+        logits = filter_logits(reader(seen)[:, :known].float().cpu(), seen, temperature=temperature or 1.0, **filters)
+        if logits.isnan().any(): raise NeoxError("the model's logits are not numbers (NaN), its weights are damaged; take an earlier checkpoint or train it again")
+        new = dict(zip(live, draw(logits, [generators[b] for b in live]) if temperature else logits.argmax(-1).tolist()))
+        for b, i in new.items(): rows[b].append(i)
+        yield [new.get(b) for b in rows]
 
 # %% ../nbs/04_generate.ipynb #a16ad437
 def stop_at(
@@ -184,7 +238,23 @@ def held_back(
     half = len(text) - len(text.rstrip("\ufffd"))
     return max([half, *(n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))])
 
-# %% ../nbs/04_generate.ipynb #78e16eba
+# %% ../nbs/04_generate.ipynb #983eacf8
+def pieces(
+    tokenizer: Tokenizer, # of the ids
+    ids: list, # as they are drawn, one by one
+    stop: list = (), # strings that end the text, not given out
+): # yields pieces of text
+    "The text of ids, given out as soon as it is sure"
+    seen, sent, text = [], 0, ""
+    for new in ids:
+        if new == tokenizer.eot_id: break
+        seen.append(new); text = tokenizer.decode(seen)
+        if (end := stop_at(text, stop)) is not None: yield text[sent:end]; return
+        sure = len(text) - held_back(text, stop)
+        if sure > sent: yield text[sent:sure]; sent = sure
+    if len(text) > sent: yield text[sent:]
+
+# %% ../nbs/04_generate.ipynb #a630854a
 def stream(
     model: GPTNeoX, # in evaluation mode
     tokenizer: Tokenizer, # of the model
@@ -193,38 +263,71 @@ def stream(
     **settings, # as of `generate_ids`
 ): # yields pieces of text
     "Continues a prompt, piece by piece"
-    ids, sent = [], 0
-    for (new,) in generate_ids(model, tokenizer, [encode_prompt(model, tokenizer, prompt)], **settings):
-        if new == tokenizer.eot_id: break
-        ids.append(new); text = tokenizer.decode(ids)
-        if (end := stop_at(text, stop)) is not None: yield text[sent:end]; return
-        sure = len(text) - held_back(text, stop)
-        if sure > sent: yield text[sent:sure]; sent = sure
-    if ids and len(text := tokenizer.decode(ids)) > sent: yield text[sent:]
+    ids, = encode_prompts(model, tokenizer, [prompt])
+    yield from pieces(tokenizer, (new for (new,) in generate_ids(model, tokenizer, [ids], **settings)), stop)
 
-# %% ../nbs/04_generate.ipynb #a5bdafad
+# %% ../nbs/04_generate.ipynb #17fb95f7
+def batches(
+    lengths: list, # of the prompts, in tokens
+    batch_size: int, # prompts in a batch, at most
+    stretch: int = 32, # batches of prompts that are sorted together
+): # yields lists of indices
+    "Batches of prompts of about equal length"
+    for first in range(0, len(lengths), stretch*batch_size):
+        order = sorted(range(len(lengths))[first:first + stretch*batch_size], key=lambda i: -lengths[i])
+        yield from (order[i:i + batch_size] for i in range(0, len(order), batch_size))
+
+# %% ../nbs/04_generate.ipynb #4654064d
+def complete(
+    model: GPTNeoX, # in evaluation mode
+    tokenizer: Tokenizer, # of the model
+    prompts: list, # ids of each prompt of one batch
+    stop: list = (), # strings that end a text
+    **settings, # as of `generate_ids`
+) -> list: # for each prompt the ids drawn, its end included
+    "Continues a batch until every row has ended"
+    drawn, ended, reach = [[] for _ in prompts], set(), 4*max(map(len, stop), default=0) + 4
+    for new in generate_ids(model, tokenizer, prompts, ended=ended, **settings):
+        for row, i in enumerate(new):
+            if row in ended: continue
+            drawn[row].append(i)
+            if i == tokenizer.eot_id or stop and stop_at(tokenizer.decode(drawn[row][-reach:]), stop) is not None: ended.add(row)
+    return drawn
+
+# %% ../nbs/04_generate.ipynb #37945bbd
+def generate_many(
+    model: GPTNeoX, # in evaluation mode
+    tokenizer: Tokenizer, # of the model
+    prompts: list, # texts to continue
+    stop: list = (), # strings that end a text, not given out
+    batch_size: int = 32, # prompts that are written at once
+    seed: int = 0, # prompt n draws from seed + n, whatever its batch
+    progress: bool = False, # whether to tell, after each batch of several, how far it is
+    **settings, # as of `generate_ids`
+): # yields the texts in the order of the prompts, each as soon as it and all before it are done
+    "Continues prompts in batches sorted by length"
+    check_range(batch_size=batch_size, seed=seed, **settings)
+    rows, texts, n_done, n_given, n_tokens, start = encode_prompts(model, tokenizer, prompts), {}, 0, 0, 0, time.perf_counter()
+    for batch in batches([len(r) for r in rows], batch_size):
+        drawn = complete(model, tokenizer, [rows[i] for i in batch], stop, seed=seed, numbers=batch, **settings)
+        for i, text in zip(batch, map(tokenizer.decode, drawn)): texts[i] = text[:stop_at(text, stop)]
+        n_done += len(batch); n_tokens += sum(map(len, drawn)); seconds = time.perf_counter() - start
+        left = int(seconds*(len(rows) - n_done)/n_done)
+        if progress and len(rows) > batch_size: say(f"{n_done:>6,}/{len(rows):,} prompts  {n_tokens/seconds:,.0f} tokens/s  {left//60}:{left%60:02d} left")
+        while n_given in texts: yield texts.pop(n_given); n_given += 1
+
+# %% ../nbs/04_generate.ipynb #702b1674
 def generate(
     model: GPTNeoX, # in evaluation mode
     tokenizer: Tokenizer, # of the model
     prompts: str, # one prompt, or a list of them
     stop: list = (), # strings that end a text, not given out
+    batch_size: int = 32, # prompts of a list that are written at once
     **settings, # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
 ): # one text, or a list of them, without the prompts
     "Continues one prompt or many"
     if isinstance(prompts, str): return "".join(stream(model, tokenizer, prompts, stop, **settings))
-    steps = list(generate_ids(model, tokenizer, [encode_prompt(model, tokenizer, p) for p in prompts], **settings))
-    return [cut(tokenizer, [new[row] for new in steps], stop) for row in range(len(prompts))]
-
-# %% ../nbs/04_generate.ipynb #0700d5e6
-def cut(
-    tokenizer: Tokenizer, # of the ids
-    ids: list, # drawn for one row
-    stop: list, # strings that end the text
-) -> str:
-    "The text of ids up to the end of text or a stop string"
-    ids = list(ids)
-    text = tokenizer.decode(ids[:ids.index(tokenizer.eot_id)] if tokenizer.eot_id in ids else ids)
-    return text[:stop_at(text, stop)]
+    return list(generate_many(model, tokenizer, prompts, stop, batch_size, **settings))
 
 # %% ../nbs/04_generate.ipynb #0a3818f1
 def find_checkpoint(
@@ -248,10 +351,45 @@ def open_checkpoint(
     if not (Path(folder)/"tokenizer.json").exists(): raise NeoxError(f"{folder}: the checkpoint has no tokenizer.json; copy the one that it was trained with beside it")
     return model, load_tokenizer(folder)
 
-# %% ../nbs/04_generate.ipynb #8b09fcc4
+# %% ../nbs/04_generate.ipynb #0de3e12b
+def read_prompts(
+    file: str, # one prompt a line, or .jsonl with a "prompt" in each line; - for standard input
+) -> list: # texts
+    "The prompts of a file; an error names the line"
+    name, prompts = "standard input" if file == "-" else file, []
+    try: text = (sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()).decode("utf-8-sig")
+    except FileNotFoundError: raise NeoxError(f"{name}: no such file; give a file of prompts, one a line") from None
+    except UnicodeDecodeError as e:
+        raise NeoxError(f"{name}, line {e.object.count(10, 0, e.start) + 1:,}: not UTF-8 (byte 0x{e.object[e.start]:02x}); convert it: iconv -f latin1 -t utf-8") from None
+    for n, line in enumerate(text.split("\n"), 1):
+        if not line.strip(): continue
+        if not file.endswith(".jsonl"): prompts.append(line.removesuffix("\r").replace("\\n", "\n")); continue
+        try: record = json.loads(line)
+        except ValueError as e: raise NeoxError(f"{name}, line {n:,}: not JSON ({e}); write one object a line") from None
+        prompts.append(record.get("prompt") if isinstance(record, dict) else None)
+        if not prompts[-1] or not isinstance(prompts[-1], str): raise NeoxError(f'{name}, line {n:,}: no text named prompt in it; write {{"prompt": "MARIAN:"}}')
+    if not prompts: raise NeoxError(f"{name}: no prompt in it; write one a line")
+    return prompts
+
+# %% ../nbs/04_generate.ipynb #f5f6fa3c
+def print_texts(
+    prompts: list, # of the texts
+    texts: list, # for each its continuation in pieces, as they come
+    jsonl: bool = False, # a JSON object for each, else plain text
+):
+    "Prints each prompt with its continuation"
+    for n, (prompt, parts) in enumerate(zip(prompts, map(iter, texts))):
+        if jsonl: print(json.dumps(dict(prompt=prompt, text="".join(parts)), ensure_ascii=False), flush=True); continue
+        print("\n"*(n > 0) + prompt + next(parts, ""), end="", flush=True)       # an error comes before anything is printed
+        for part in parts: print(part, end="", flush=True)
+        print()
+
+# %% ../nbs/04_generate.ipynb #079d8d48
 def neox_generate(
+    *checkpoint, # model folder, run folder or name on the hub (default: the newest run)
     prompt: list = (), # text to continue, \n for a new line (default: \n)
-    checkpoint_path: str = "", # model folder, run folder or name on the hub (default: the newest run)
+    prompt_file: str = "", # file of prompts, one a line, or .jsonl with a "prompt" in each; - for standard input
+    checkpoint_path: str = "", # the checkpoint, as a flag
     max_new_tokens: int = 300, # how many tokens to write
     temperature: float = 0.8, # 0 always takes the likeliest
     top_k: int = 0, # keep the k likeliest tokens, 0 for all
@@ -259,19 +397,20 @@ def neox_generate(
     min_p: float = 0.0, # keep tokens with this share of the largest probability
     repetition_penalty: float = 1.0, # above 1 discourages what was said
     stop: list = (), # end before this text, \n for a new line
-    seed: int = 1337, # of the draws
+    seed: int = 1337, # of the draws; prompt n draws from seed + n
+    batch_size: int = 32, # prompts that are written at once
+    jsonl: bool = False, # write a JSON object with prompt and text for each prompt
 ):
     "Writes text with a trained model; the prompt comes first."
-    if "" in prompt: raise NeoxError("the prompt is empty; give at least one character, such as --prompt 'MARIAN:'")
-    model, tokenizer = open_checkpoint(checkpoint_path)
+    if len(checkpoint) > 1 or checkpoint and checkpoint_path not in ("", *checkpoint):
+        raise NeoxError(f"give one checkpoint, not {' and '.join(map(repr, [*checkpoint, *filter(None, [checkpoint_path])]))}; a text to continue goes after --prompt")
+    if prompt and prompt_file: raise NeoxError("--prompt and --prompt_file: give one of them")
     prompts, stop = ([text.replace("\\n", "\n") for text in texts] for texts in (prompt or ["\\n"], stop))
+    if prompt_file: prompts = read_prompts(prompt_file)
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
-    if len(prompts) == 1:
-        pieces = stream(model, tokenizer, prompts[0], stop, **settings)
-        print(prompts[0] + next(pieces, ""), end="", flush=True)              # an error comes before anything is printed
-        for piece in pieces: print(piece, end="", flush=True)
-        print()
-    else: print(*(p + t for p, t in zip(prompts, generate(model, tokenizer, prompts, stop, **settings))), sep="\n\n")
+    check_range(batch_size=batch_size, **settings); model, tokenizer = open_checkpoint("".join(checkpoint) or checkpoint_path)
+    if len(prompts) == 1: print_texts(prompts, [stream(model, tokenizer, prompts[0], stop, **settings)], jsonl)
+    else: print_texts(prompts, ([t] for t in generate_many(model, tokenizer, prompts, stop, batch_size, progress=True, **settings)), jsonl)
 
 # %% ../nbs/04_generate.ipynb #91bb5bed
 neox_generate_main = command(neox_generate)

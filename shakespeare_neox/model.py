@@ -7,9 +7,10 @@ __all__ = ['check_settings', 'ModelConfig', 'rotary_table', 'rotate', 'Attention
            'attention_mask', 'GPTNeoX', 'init_std', 'to_hf', 'from_hf', 'read_weights', 'find_folder',
            'count_parameters', 'flops_per_token', 'training_bytes', 'summary', 'context_start', 'sample']
 
-# %% ../nbs/02_model.ipynb #fda65bbb
+# %% ../nbs/02_model.ipynb #ff159217
 import json, math
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -17,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from .data import NeoxError, nearest, new_folder, recover
+from .base import NeoxError, hub_error, nearest, new_folder, recover
 
 # %% ../nbs/02_model.ipynb #1397ceb3
 def check_settings(
@@ -33,7 +35,7 @@ def check_settings(
         elif kind is float and type(value) is int: setattr(settings, f.name, float(value))
         elif type(value) is not kind: raise NeoxError(f"{f.name}: {value!r} is a {type(value).__name__}; this setting takes {kind.__name__}")
 
-# %% ../nbs/02_model.ipynb #27b2ab41
+# %% ../nbs/02_model.ipynb #83ef458f
 @dataclass
 class ModelConfig:
     "The settings of a GPT-NeoX, in gpt-neox's names"
@@ -61,17 +63,18 @@ class ModelConfig:
     hidden_dropout: float = 0.0 # share of the stream that training drops
     attention_dropout: float = 0.0 # share of the attention weights that training drops
     make_vocab_size_divisible_by: int = 128 # the vocabulary is padded up to a multiple
+    model_parallel_size: int = 1 # nothing is split here, but the vocabulary is padded as for so many GPUs
     padded_vocab_size: int = None # V, rows of the embedding
 
     def __post_init__(self): check_settings(self); self.fill_in(); self.check_shapes()
 
-# %% ../nbs/02_model.ipynb #72bd2d57
+# %% ../nbs/02_model.ipynb #8ab7357e
 @patch
 def fill_in(self: ModelConfig):
     "Derives the settings that were not given"
     self.max_position_embeddings = self.max_position_embeddings or self.seq_length
     self.intermediate_size = self.intermediate_size or 4*self.hidden_size
-    multiple = max(1, self.make_vocab_size_divisible_by)
+    multiple = max(1, self.make_vocab_size_divisible_by*self.model_parallel_size)
     self.padded_vocab_size = self.padded_vocab_size or -(-self.vocab_size//multiple)*multiple
 
 # %% ../nbs/02_model.ipynb #d7fd0cb5
@@ -81,11 +84,11 @@ def head_size(self: ModelConfig): return self.hidden_size//self.num_attention_he
 @patch(as_prop=True)
 def rotary_size(self: ModelConfig): return int(self.head_size*self.rotary_pct)
 
-# %% ../nbs/02_model.ipynb #ccf96c99
+# %% ../nbs/02_model.ipynb #08a56829
 @patch
 def check_shapes(self: ModelConfig):
     "Raises an error for sizes that do not fit together"
-    for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size", "intermediate_size"):
+    for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size", "intermediate_size", "model_parallel_size"):
         if getattr(self, name) < 1: raise NeoxError(f"{name}: {getattr(self, name)} is below 1; give a positive number")
     for name in ("rotary_emb_base", "layernorm_epsilon", "init_method_std", "make_vocab_size_divisible_by"):
         if not 0 < getattr(self, name) < math.inf: raise NeoxError(f"{name}: {getattr(self, name)} is not above 0")
@@ -211,7 +214,7 @@ def attention_mask(
     causal = (cols <= rows)[None, None]
     return causal if mask is None else causal & mask[:, None, None, :] | (cols == rows)
 
-# %% ../nbs/02_model.ipynb #4784ab11
+# %% ../nbs/02_model.ipynb #ccd16b7e
 class GPTNeoX(nn.Module):
     "GPT-NeoX with a language-model head; parameter names are GPTNeoXForCausalLM's"
     def __init__(self, config: ModelConfig):
@@ -223,15 +226,18 @@ class GPTNeoX(nn.Module):
         if config.no_weight_tying: self.embed_out = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         for name, table in zip(("cos", "sin"), rotary_table(config.max_position_embeddings, config.rotary_size, config.rotary_emb_base)):
             self.register_buffer(name, table, persistent=False)
+        self.checkpoint_activations = False
         self.init_weights()
 
-    def forward(self, ids, positions=None, mask=None, cache=None):
+    def forward(self, ids, positions=None, mask=None, cache=None, last=False):
         n_past = cache.n if cache else 0
         rotary, mask = self.rotary(ids, n_past, positions, mask), attention_mask(ids.shape[1], n_past, mask, ids.device)
         x = self.gpt_neox.emb_dropout(self.gpt_neox.embed_in(ids))
-        for i, layer in enumerate(self.gpt_neox.layers): x = layer(x, rotary, mask, cache.past(i) if cache else None)
+        for i, layer in enumerate(self.gpt_neox.layers):
+            if self.checkpoint_activations and self.training: layer = partial(checkpoint, layer, use_reentrant=False)
+            x = layer(x, rotary, mask, cache.past(i) if cache else None)
         if cache: cache.n += ids.shape[1]
-        return self.head(self.gpt_neox.final_layer_norm(x))
+        return self.head(self.gpt_neox.final_layer_norm(x[:, -1:] if last else x))
 
 # %% ../nbs/02_model.ipynb #89b31eb1
 @patch
@@ -344,7 +350,7 @@ def read_weights(
     old = ("attention.bias", "masked_bias", "rotary_emb.inv_freq")
     return {k.replace("lm_head.", "embed_out."): v for k, v in weights.items() if not k.endswith(old)}
 
-# %% ../nbs/02_model.ipynb #406fa739
+# %% ../nbs/02_model.ipynb #45a7966c
 def find_folder(
     name: str, # a folder, or a name on the hub such as EleutherAI/pythia-70m
 ) -> Path: # a local folder
@@ -354,7 +360,7 @@ def find_folder(
     if str(name).count("/") != 1 or str(name).startswith((".", "/")): raise NeoxError(f"{name}: no such folder; give a checkpoint such as runs/quickstart/best")
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as e: raise NeoxError(f"{name}: neither a folder here nor to be had from the hub ({type(e).__name__})") from None
+    except Exception as e: raise hub_error(name, e) from None
 
 # %% ../nbs/02_model.ipynb #980e9694
 @patch(cls_method=True)

@@ -1,13 +1,15 @@
 "Bad input: one line, exit 2, and nothing lost"
-import errno, json, os, shutil, subprocess, sys
+import errno, io, json, os, shutil, subprocess, sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from conftest import TINY, refuses, tree
 
-import shakespeare_neox.train as train_module
-from shakespeare_neox.data import NeoxError, neox_prepare_main as prepare
+import shakespeare_neox.data as data_module
+import shakespeare_neox.run as run_module
+from shakespeare_neox.base import NeoxError
+from shakespeare_neox.data import neox_prepare_main as prepare
 from shakespeare_neox.generate import neox_generate_main as generate
 from shakespeare_neox.tokenizer import neox_tokenizer_main as tokenizer
 from shakespeare_neox.train import neox_train_main as train, saved_steps
@@ -50,7 +52,7 @@ def test_text(main, kind, capsys):
 @pytest.mark.parametrize("main", [prepare, tokenizer], ids=["prepare", "tokenizer"])
 def test_folder_without_text(main, capsys):
     put("pictures/a.png", b"\x89PNG")
-    untouched(main, ["pictures"], capsys, "pictures", "no .txt or .md")
+    untouched(main, ["pictures"], capsys, "pictures", "no file that can be read")
     put("pictures/deep/b.txt", b"ab\0")
     untouched(main, ["pictures"], capsys, "b.txt", "binary")
 
@@ -273,12 +275,49 @@ def test_damaged_tokens(tokens, file, content, parts, capsys):
     (["--temperature", "-1"], ["temperature"]), (["--temperature", "hot"], ["temperature", "hot"]), (["--top_k", "-1"], ["top_k"]),
     (["--top_p", "2"], ["top_p"]),
     (["--min_p", "-0.1"], ["min_p"]), (["--max_new_tokens", "-1"], ["max_new_tokens"]), (["--repetition_penalty", "0"], ["repetition_penalty"]),
-    (["word"], ["unrecognized arguments: word"]),
+    (["word"], ["one checkpoint", "'word'"]), (["two", "words"], ["one checkpoint", "'two' and 'words'", "--prompt"]),
+    (["--batch_size", "0"], ["batch_size"]), (["--prompt", "M", "--prompt_file", "x.txt"], ["--prompt", "--prompt_file", "one of them"]),
     *[pytest.param([flag, value], [flag[2:]]) for flag, value in
       dict(temperature="nan", top_p="nan", min_p="nan", repetition_penalty="nan", seed="9"*30).items() for flag in [f"--{flag}"]],
     pytest.param(["--temperature", "1e-42"], ["temperature"])], ids=str)
 def test_prompt_and_sampling(trained, argv, parts, capsys):
     untouched(generate, ["--checkpoint_path", trained, "--max_new_tokens", "8", *argv], capsys, *parts)
+
+
+BAD_PROMPTS = {
+    "missing": ("p.txt", None, ["p.txt", "no such file"]), "empty": ("p.txt", b"", ["p.txt", "no prompt in it"]),
+    "blank": ("p.txt", b"\xef\xbb\xbf\n \r\n\n", ["p.txt", "no prompt in it"]), "blank jsonl": ("p.jsonl", b"\n\n", ["p.jsonl", "no prompt in it"]),
+    "latin1": ("p.txt", b"MARIAN:\n\ncaf\xe9\n", ["p.txt, line 3", "not UTF-8", "0xe9", "iconv"]),
+    "too long": ("p.txt", b"MARIAN:\n" + b"a"*40, ["prompt 2 of 2", "40 tokens", "32", "by 8"]),
+    "unknown character": ("p.txt", "M\n\nO\n☃".encode(), ["prompt 3 of 3 ('☃')", "U+2603"]),
+    "no JSON": ("p.jsonl", b'{"prompt": "M"}\n\n{"prompt": "M"\n', ["p.jsonl, line 3", "not JSON"]),
+    "no field": ("p.jsonl", b'{"text": "M"}\n', ["p.jsonl, line 1", "no text named prompt"]),
+    "not an object": ("p.jsonl", b'{"prompt": "M"}\n"M"\n', ["p.jsonl, line 2", "no text named prompt"]),
+    "empty prompt": ("p.jsonl", b'{"prompt": ""}\n', ["p.jsonl, line 1", "no text named prompt"]),
+    "a number": ("p.jsonl", b'{"prompt": 7}\n', ["p.jsonl, line 1", "no text named prompt"]),
+    "a folder": ("p/q.txt", b"M", ["irectory"])}
+
+
+@pytest.mark.parametrize("kind", BAD_PROMPTS)
+@pytest.mark.parametrize("more", [[], ["--jsonl", "--batch_size", "1"]], ids=["text", "jsonl"])
+def test_prompt_file(trained, kind, more, capsys):
+    name, content, parts = BAD_PROMPTS[kind]
+    if content is not None: put(name, content)
+    untouched(generate, [trained, "--max_new_tokens", "8", "--prompt_file", "p" if kind == "a folder" else name, *more], capsys, *parts)
+
+
+@pytest.mark.parametrize("content,parts", [(b"", ["standard input", "no prompt"]), (b"M\n\xff", ["standard input, line 2", "not UTF-8"])], ids=["empty", "bytes"])
+def test_standard_input(trained, content, parts, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    untouched(generate, [trained, "--prompt_file", "-"], capsys, *parts)
+
+
+def test_weights_that_are_not_numbers(trained, capsys):
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(trained/"best", "checkpoint")
+    weights = load_file("checkpoint/model.safetensors"); weights["gpt_neox.final_layer_norm.bias"][0] = float("nan")
+    save_file(weights, "checkpoint/model.safetensors", metadata={"format": "pt"})
+    for more in ([], ["--temperature", "0"], ["--jsonl"]): untouched(generate, ["checkpoint", "--prompt", "M", *more], capsys, "NaN", "damaged")
 
 
 def edit(name, **changes):
@@ -351,9 +390,9 @@ def test_damaged_run(trained, file, content, capsys):
 
 
 def test_loss_that_turns_nan(monkeypatch, capsys):
-    usual = train_module.learning_rate
+    usual = run_module.learning_rate
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "learning_rate", lambda step, c: 1e20 if step >= 18 else usual(step, c))
+        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20 if step >= 18 else usual(step, c))
         line = refuses(train, RUN, capsys, "the loss became", "learning rate", "lower optimizer.params.lr", "state of step 15 is kept", steps=True)
     assert int(line.split("at step ")[1].split(";")[0]) in range(19, 25)
     assert saved_steps("run") == [15] and not list(Path("run").rglob(".*.tmp"))
@@ -373,15 +412,18 @@ def disk(here):
     finally: subprocess.run(["umount", str(here/"disk")], check=True)
 
 
-def test_full_disk_while_preparing(disk, capsys):
+def test_full_disk_while_preparing(disk, monkeypatch, capsys):
     put("text.txt"); prepare(["text.txt", "--out", "disk/tokens"])
+    untouched(prepare, ["sample", "--out", "disk/tokens"], capsys, "disk/tokens", "need about", "MB free", "--out")
+    monkeypatch.setattr(data_module, "check_space", lambda *args: None)                    # as if another program filled the disk meanwhile
     untouched(prepare, ["sample", "--out", "disk/tokens"], capsys, "disk/tokens", "could not be written")
     assert os.listdir("disk") == ["tokens"]
 
 
 def test_full_disk_while_saving_a_tokenizer(disk, capsys):
+    _, resize = disk; resize("60k")
     put("text.txt"); tokenizer(["text.txt", "--out", "disk/made"])
-    untouched(tokenizer, ["sample", "--kind", "bpe", "--vocab_size", "8000", "--out", "disk/made"], capsys, "disk/made", "could not be written")
+    untouched(tokenizer, ["sample", "--kind", "bpe", "--vocab_size", "5000", "--out", "disk/made"], capsys, "disk/made", "could not be written")
 
 
 def test_full_disk_while_training(disk, capsys):
@@ -452,3 +494,39 @@ def test_full_disk_in_the_log(monkeypatch, capsys):
 def test_config_repeats_a_run_wherever_it_lay(trained):
     from shakespeare_neox.train import load_config
     assert load_config(str(trained/"config.yml")).train.save is None
+
+
+# tokenizers that cannot be trained
+
+@pytest.mark.parametrize("argv,parts", [
+    (["--kind", "unigrma"], ["kind='unigrma'", "nearest: unigram"]), (["--kind", "BPE"], ["kind='BPE'"]), (["--kind", ""], ["kind=''", "known: bpe, char, unigram"]),
+    (["--kind", "bpe", "--vocab_size", "257"], ["vocab_size=257", "at least 258"]), (["--kind", "unigram", "--vocab_size", "258"], ["vocab_size=258", "at least 259"]),
+    (["--kind", "unigram", "--vocab_size", "0"], ["vocab_size=0"]), (["--kind", "bpe", "--vocab_size", "-5"], ["vocab_size=-5"]),
+    (["--kind", "bpe", "--vocab_size", "30000"], ["vocab_size=30000", "larger than this text supports"]),
+    (["--kind", "unigram", "--vocab_size", "30000"], ["vocab_size=30000", "larger than this text supports"]),
+    (["--kind", "bpe"], ["vocab_size=4096", "larger"]), (["--kind", "unigram"], ["vocab_size=8000", "larger"])], ids=str)
+def test_tokenizer_size_and_kind(argv, parts, capsys):
+    put("text.txt")
+    untouched(tokenizer, ["text.txt", *argv, "--out", "deep/made"], capsys, *parts)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("data", ["text.txt", "sample"])
+def test_the_size_that_a_text_supports(kind, data, capsys):
+    "What the error says works: that many, and one fewer; one more does not"
+    put("text.txt")
+    line = refuses(tokenizer, [data, "--kind", kind, "--vocab_size", "50000"], capsys)
+    most = int(line.split("give ")[1].split()[0])
+    for n in (most, most - 1):
+        tokenizer([data, "--kind", kind, "--vocab_size", str(n), "--out", "made"])
+        assert f"{n:,} tokens" in capsys.readouterr().err
+    before = tree("made")
+    refuses(tokenizer, [data, "--kind", kind, "--vocab_size", str(most + 1), "--out", "made"], capsys, f"give {most} or less")
+    assert tree("made") == before
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "unigram"])
+@pytest.mark.parametrize("text", ["", [], ["", ""], (piece for piece in ())], ids=["str", "list", "empty pieces", "generator"])
+def test_learning_from_nothing(text, kind):
+    from shakespeare_neox.tokenizer import train_tokenizer
+    with pytest.raises(NeoxError, match="empty"): train_tokenizer(text, kind)

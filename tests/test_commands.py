@@ -1,5 +1,5 @@
 "Whole commands as a person runs them, each in a process of its own"
-import importlib.util, inspect, json, os, re, shutil, subprocess, sys, time
+import importlib.util, inspect, io, json, os, re, shutil, subprocess, sys, time
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from shakespeare_neox.generate import neox_generate_main
 from shakespeare_neox.train import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="train", neox_generate="generate")
+COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="train", neox_report="report", neox_tune="tune", neox_generate="generate")
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"
 
@@ -56,7 +56,7 @@ def test_train_again_and_repeat():
     out, err = run("neox_train", *command)
     overridden = re.findall(r"^(\w+): .+ -> .+ \(command line\)$", err, re.M)
     assert len(overridden) == len(set(overridden)) and {"num_layers", "hidden_size", "train_iters"} <= set(overridden)
-    assert sorted(os.listdir("runs/quickstart")) == ["best", "config.yml", "last", "log.jsonl", "state"]
+    assert sorted(os.listdir("runs/quickstart")) == ["best", "config.yml", "last", "log.jsonl", "loss.png", "report.md", "state"]
     before = {name: content and content[0] for name, content in tree("runs").items()}
     assert "runs/quickstart is complete" in run("neox_train", *command)[1]
     assert before == {name: content and content[0] for name, content in tree("runs").items()}
@@ -108,6 +108,33 @@ def test_generate(trained, capsys):
 
 def test_generate_nothing_still_prints_the_prompt(trained, capsys):
     assert succeeds(neox_generate_main, ["--checkpoint_path", trained, "--max_new_tokens", "0", "--prompt", "O"], capsys).out == "O\n"
+
+
+def test_one_word_is_the_checkpoint(trained, capsys):
+    words = ["--prompt", "O", "--max_new_tokens", "9"]
+    once = succeeds(neox_generate_main, [trained, *words], capsys).out
+    assert once == succeeds(neox_generate_main, ["--checkpoint_path", trained, *words], capsys).out
+    assert once == succeeds(neox_generate_main, [*words, trained/"best", "--checkpoint-path", trained/"best"], capsys).out
+
+
+def test_prompt_file(trained, monkeypatch, capsys):
+    def write(*words): return succeeds(neox_generate_main, [trained, "--max_new_tokens", "12", *words], capsys)
+    flags = [word for text in ("MARIAN:\\nO", "Speak.", " No") for word in ("--prompt", text)]
+    lines = "\ufeffMARIAN:\\nO\r\n\nSpeak.\n No\n"
+    Path("p.txt").write_bytes(lines.encode())
+    Path("p.jsonl").write_text("\n".join(json.dumps(dict(prompt=p, n=1)) for p in ("MARIAN:\nO", "Speak.", " No")))
+    once = write(*flags)
+    assert once.err == "" and once.out.startswith("MARIAN:\nO") and "\n\nSpeak." in once.out
+    assert write("--prompt_file", "p.txt").out == write("--prompt-file", "p.jsonl").out == once.out
+    for size in (1, 2):
+        several = write("--prompt_file", "p.txt", "--batch_size", size)
+        assert several.out == once.out and re.fullmatch(rf"( +\d/3 prompts  \S+ tokens/s  0:\d\d left\n){{{-(-3//size)}}}", several.err)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert write("--prompt_file", "-").out == once.out
+    records = [json.loads(line) for line in write("--prompt_file", "p.txt", "--jsonl").out.splitlines()]
+    assert [r["prompt"] for r in records] == ["MARIAN:\nO", "Speak.", " No"]
+    assert "\n\n".join(r["prompt"] + r["text"] for r in records) + "\n" == once.out
+    assert json.loads(write("--prompt", "MARIAN:\nO", "--jsonl").out) == records[0]
 
 
 def test_newest_run_is_taken(trained, capsys):

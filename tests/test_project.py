@@ -11,7 +11,6 @@ pytestmark = pytest.mark.skipif(not (ROOT/"nbs").is_dir(), reason="no clone arou
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and "_proc" not in p.parts)
 NUMBERED = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
 MODULES = sorted(p for p in (ROOT/"shakespeare_neox").glob("*.py") if p.stem not in ("__init__", "_modidx"))
-OWN = {"compile", "deterministic", "sample_prompt", "sample_tokens"}                          # keys that gpt-neox does not know
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -34,22 +33,19 @@ def texts(cell):
 
 def module_of(path): return next((m for c in cells(path, "code") for m in re.findall(r"#\| default_exp (\w+)", source(c))), None)
 
+FLOORS = {module_of(p): place for place, p in enumerate(NUMBERED)}
+
 
 # recipes
 
 @pytest.mark.parametrize("path", sorted((ROOT/"configs").glob("*.yml")), ids=lambda p: p.stem)
 def test_recipes(path):
-    from shakespeare_neox.train import MODEL_KEYS, TRAIN_KEYS, load_config
+    from shakespeare_neox.recipe import MODEL_KEYS, OWN_KEYS, TRAIN_KEYS, load_config
     neox = json.loads((ROOT/"configs/gpt_neox_keys.json").read_text())
-    known = (MODEL_KEYS | TRAIN_KEYS | set(neox["ignored"]) | set(neox["refused"])) - OWN - {"padded_vocab_size"}
+    known = (MODEL_KEYS | TRAIN_KEYS | set(neox["ignored"]) | set(neox["refused"])) - set(OWN_KEYS) - {"padded_vocab_size"}
     recipe = load_config(str(path))
     assert recipe.name == path.stem and set(recipe.settings) <= known
     assert recipe.model_config(65).padded_vocab_size % 64 == 0
-
-
-def test_own_keys():
-    from shakespeare_neox.train import TRAIN_KEYS
-    assert OWN <= TRAIN_KEYS
 
 
 # notebooks
@@ -76,19 +72,18 @@ def test_links_to_this_repository():
 
 @pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
 def test_numbers_are_floors(path):
-    floors = {module_of(p): int(p.name[:2]) for p in NUMBERED}
+    "Pages are read in the order of their names, and import from earlier ones alone"
     for cell in cells(path, "code"):
         for a, b in re.findall(r"^\s*(?:from|import) shakespeare_neox(?:\.(\w+)| import (\w+))", source(cell), re.M):
-            assert floors[a or b] < int(path.name[:2]), source(cell)
+            assert FLOORS[a or b] <= FLOORS[module_of(path)], source(cell)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_modules_are_floors_without_nbdev(path):
-    floors = {module_of(p): int(p.name[:2]) for p in NUMBERED}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not any(n.split(".")[0] in ("nbdev", "execnb") for n in names), names
-        if isinstance(node, ast.ImportFrom) and node.level: assert floors[node.module] < floors[path.stem]
+        if isinstance(node, ast.ImportFrom) and node.level: assert FLOORS[node.module] < FLOORS[path.stem]
 
 
 @by_name
@@ -175,10 +170,25 @@ def test_wheel(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,), c = tmp_path.glob("*.whl"), ini()
     with zipfile.ZipFile(wheel) as z: names, read = set(z.namelist()), {n: z.read(n) for n in z.namelist()}
-    assets = {"configs": "*.*", "data": "*.txt", "tokenizer": "*.json"}
-    shipped = {f"shakespeare_neox/assets/{d}/{p.name}": p for d, pattern in assets.items() for p in (ROOT/d).glob(pattern)}
-    assert {p.name for p in shipped.values()} >= {"quickstart.yml", "gpt_neox_keys.json", "sample.txt", "characters.json"}
+    assets = {"configs": "*.*", "data": "*.txt", "tokenizer": "*/*.json"}
+    shipped = {f"shakespeare_neox/assets/{d}/{p.relative_to(ROOT/d).as_posix()}": p for d, pattern in assets.items() for p in (ROOT/d).glob(pattern)}
+    assert {p.relative_to(ROOT).as_posix() for p in shipped.values()} >= {"configs/quickstart.yml", "configs/gpt_neox_keys.json", "data/sample.txt",
+        *(f"tokenizer/{t}/{file}.json" for t in ("characters", "bpe", "unigram") for file in ("tokenizer", "tokenizer_config"))}
     assert all(read.get(n) == p.read_bytes() for n, p in shipped.items()), set(shipped) - names
     assert {f"shakespeare_neox/{p.name}" for p in MODULES} <= names and not [n for n in names if n.startswith(("tests", "nbs"))]
     scripts = next(v for n, v in read.items() if n.endswith("entry_points.txt")).decode()
     assert all(re.search(rf"^{w.split('=')[0]} *= *{re.escape(w.split('=')[1])}$", scripts, re.M) for w in c["console_scripts"].split())
+
+
+def test_links_of_the_pages():
+    "Every link from a page to a page, and to a section of it, leads somewhere"
+    from urllib.parse import unquote
+    headings = {p: {h.strip().replace(" ", "-") for c in cells(p, "markdown") for h in re.findall(r"^#+ (.+)$", source(c), re.M)} for p in NOTEBOOKS}
+    found = 0
+    for path in NOTEBOOKS:
+        for target, section in re.findall(r"\]\((?!https?:)([^)#\s]*\.ipynb|(?=#))(?:#([^)\s]*))?\)", "\n".join(map(source, cells(path, "markdown")))):
+            there = (path.parent/target).resolve() if target else path
+            assert there in headings, (path.name, target)
+            assert not section or unquote(section) in headings[there], (path.name, target, section)
+            found += 1
+    assert found > 60

@@ -1,5 +1,5 @@
 "What holds for every input: tokenizers, windows, splits, token files, stop strings, schedules, settings (hypothesis)."
-import copy, math
+import copy, gzip, json, math
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -8,25 +8,61 @@ import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings, strategies as st
-from shakespeare_neox.data import NeoxError, TokenFile, eval_batches, get_batch, split_text, windows, write_tokens
-from shakespeare_neox.generate import generate, held_back, stream
+from shakespeare_neox.base import NeoxError
+from shakespeare_neox.corpora import Counts, load_corpus, separated, text_pieces
+from shakespeare_neox.data import TokenFile, TokenWriter, by_document, divide, eval_batches, get_batch, id_type, read_split, windows, write_header
+from shakespeare_neox.generate import batches, generate, held_back, stream
 from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
-from shakespeare_neox.train import TrainConfig, learning_rate, merge, parse_override, read_yaml
+from shakespeare_neox.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("neox")
 TEXT = "MARIAN:\nWhat light is that upon the causeway, sir?\nThe tide comes in; the tide goes out again. Naïve? ☃\n"
-CHAR, BPE = train_tokenizer(TEXT), train_tokenizer(TEXT, "bpe", 300)
-ODD = st.sampled_from(["<|endoftext|>", "<|padding|>", " ", "  lead", "\u2581", "Ġ", "\r\n", "\0", "\ufeff", "é", "e\u0301", "𝒳", "\u200b"])
+CHAR, BPE, UNIGRAM = train_tokenizer(TEXT), train_tokenizer(TEXT, "bpe", 300), train_tokenizer(load_corpus("sample").text, "unigram", 600)
+LEARNED = pytest.mark.parametrize("tokenizer", [BPE, UNIGRAM], ids=["bpe", "unigram"])
+ODD = st.sampled_from(["<|endoftext|>", "<|padding|>", " ", "  lead", "\u2581", "Ġ", "\r\n", "\0", "\ufeff", "é", "e\u0301", "𝒳", "\u200b",
+                       "\u2581lead", " \u2581", "a\u0300\u0323\u0301", "👩\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈", "<|endoftext|"*2, "|>", " <|padding|> ", "\x85", "\u2028", "x"*70])
 ANY = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | ODD, max_size=8).map("".join)    # any text without lone surrogates
 
 
 # tokenizers
 
+@LEARNED
+@settings(max_examples=200)
 @given(ANY)
-def test_bpe_lossless(text):
-    ids = BPE.encode(text)
-    assert BPE.decode(ids) == text and not {BPE.eot_id, BPE.pad_id} & set(ids) and len(ids) <= len(text.encode())
+def test_learned_lossless(tokenizer, text):
+    "Leading spaces, U+2581, spelled-out special tokens, emojis and combining marks included"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and not {tokenizer.eot_id, tokenizer.pad_id} & set(ids) and len(ids) <= len(text.encode())
+
+
+@LEARNED
+def test_every_byte_is_a_token(tokenizer):
+    "So no text can meet an unknown token; and no token but the two special ones decodes to nothing"
+    from tokenizers import pre_tokenizers
+    assert set(pre_tokenizers.ByteLevel.alphabet()) <= set(tokenizer.backend.get_vocab())
+    assert [i for i in range(tokenizer.vocab_size) if not tokenizer.decode([i])] == [0, 1] == [tokenizer.eot_id, tokenizer.pad_id]
+
+
+@settings(max_examples=30)
+@given(ANY.filter(bool) | st.lists(ANY | st.sampled_from(["ink well ", "inks\n", "well"]), min_size=2, max_size=6).map(lambda parts: ("".join(parts) + "ink")*3))
+def test_unigram_of_any_text(text):
+    "Learned from any text, lossless on that text and on another; the most that a text supports is what the error says"
+    with pytest.raises(NeoxError, match="larger than this text supports") as error: train_tokenizer(text, "unigram", 5000)
+    if "too short to learn" in str(error.value): return
+    most = int(str(error.value).split("give ")[1].split()[0])
+    made = train_tokenizer(text, "unigram", most)
+    for other in (text, TEXT): assert made.decode(made.encode(other)) == other
+
+
+@settings(max_examples=20)
+@given(ANY.filter(lambda text: text.strip()), st.integers(1, 5))
+def test_training_on_pieces(text, n):
+    "A text and its pieces make the same tokenizer, where pieces end at line ends"
+    lines = (text + TEXT).splitlines(keepends=True)
+    for kind, size in (("char", None), ("bpe", 270), ("unigram", 260)):
+        pieces = ("".join(lines[i:i + n]) for i in range(0, len(lines), n))
+        assert train_tokenizer(pieces, kind, size).fingerprint == train_tokenizer(text + TEXT, kind, size).fingerprint
 
 
 @given(st.text(st.sampled_from(sorted(set(TEXT)))))
@@ -52,17 +88,19 @@ def test_char_names_what_it_lacks(text, n):
     assert f"U+{ord(foreign[0]):04X}" in str(error.value) and f"character {where:,}" in str(error.value)
 
 
+@LEARNED
 @given(st.text(max_size=5), st.characters(categories=["Cs"]), st.text(max_size=5))
-def test_lone_surrogates_are_an_error(before, surrogate, after):
-    with pytest.raises(NeoxError, match=f"U\\+{ord(surrogate):04X}"): BPE.encode(before.replace("\ud800", "") + surrogate + after)
+def test_lone_surrogates_are_an_error(tokenizer, before, surrogate, after):
+    with pytest.raises(NeoxError, match=f"U\\+{ord(surrogate):04X}"): tokenizer.encode(before.replace("\ud800", "") + surrogate + after)
 
 
+@LEARNED
 @settings(max_examples=15)
 @given(ANY)
-def test_tokenizer_survives_saving(tmp_path_factory, text):
+def test_tokenizer_survives_saving(tmp_path_factory, tokenizer, text):
     folder = tmp_path_factory.mktemp("t")
-    BPE.save(folder); again = load_tokenizer(folder)
-    assert again.encode(text) == BPE.encode(text) and again.fingerprint == BPE.fingerprint
+    tokenizer.save(folder); again = load_tokenizer(folder)
+    assert again.encode(text) == tokenizer.encode(text) and again.fingerprint == tokenizer.fingerprint and repr(again) == repr(tokenizer)
 
 
 # windows, batches, splits, token files
@@ -113,23 +151,73 @@ def test_eval_batches_cover_once(n, T, B, seed):
     assert all((x[y >= 0] + 1 == y[y >= 0]).all() for x, y in pairs)
 
 
-@given(ANY, st.lists(st.floats(0, 1e3), min_size=1, max_size=2), st.floats(1e-3, 1e3))
-def test_split_partitions(text, rest, first):
-    shares = [first, *rest]
-    ends = [int(len(text)*e) for e in np.cumsum(shares)/sum(shares)]
-    short = any(share and b - a < 2 for share, a, b in zip(shares, [0, *ends], ends))
-    if short:
-        with pytest.raises(NeoxError, match="too short"): split_text(text, ",".join(map(str, shares)))
-        return
-    parts = split_text(text, ",".join(map(str, shares)))
-    assert "".join(parts.values()) == text and list(parts) == [n for n in ("train", "valid", "test") if n in parts] and all(parts.values())
-    assert abs(len(parts.get("train", "")) - len(text)*first/(first + sum(rest))) <= 1
+class Stories:
+    "A corpus of given documents, each in pieces of one size"
+    name, parts = "stories", []
+    def __init__(self, documents, size): self.all, self.size = documents, size
+    def documents(self, part=None): return ((None, [d[i:i+self.size] for i in range(0, len(d), self.size)]) for d in self.all)
+    @property
+    def counts(self): return Counts(characters=sum(map(len, self.all)), bytes=len("".join(self.all).encode()), documents=len(self.all))
+
+
+@given(st.lists(ANY, min_size=1, max_size=4), st.integers(1, 9), st.lists(st.floats(0, 1e3), min_size=1, max_size=2), st.floats(1e-3, 1e3))
+def test_split_partitions(documents, size, rest, first):
+    "By position: nothing lost, nothing twice, in order, cut where the shares say, whatever the pieces"
+    corpus, split = Stories(documents, size), ",".join(map(str, [first, *rest]))
+    stream = list(divide(corpus, split))
+    text, shares = "".join(documents), read_split(split)
+    assert "".join(piece for _, piece, _ in stream) == text and sum(ends for _, _, ends in stream) == len(documents)
+    order = [("train", "valid", "test").index(part) for part, _, _ in stream]
+    assert order == sorted(order)
+    assert len("".join(p for part, p, _ in stream if part == "train")) == int(len(text)*round(shares[0], 12))
+
+
+@given(st.lists(ANY.filter(bool), min_size=1, max_size=12), st.randoms())
+def test_documents_stay_whole(documents, random):
+    "By document: where one goes depends on its text alone, so copies stay together"
+    where = {}
+    for part, text, _ in by_document(Stories(documents, 3), [0.5, 0.3, 0.2]): assert where.setdefault(text, part) == part
+    random.shuffle(documents)
+    assert all(where[text] == part for part, text, _ in by_document(Stories(documents, 1), [0.5, 0.3, 0.2]))
+
+
+@given(st.lists(ANY, min_size=1, max_size=5), st.integers(1, 40), st.integers(16, 200), st.booleans())
+def test_stream_equals_the_whole(tmp_path_factory, documents, size, batch, mark):
+    "Ids written piece by piece are those of each document encoded at once, its end marked"
+    path = tmp_path_factory.mktemp("w")/"train.bin"
+    for tokenizer in (BPE, UNIGRAM, train_tokenizer("".join(documents) + "a")):
+        writer = TokenWriter(path, tokenizer, mark, batch)
+        for _, pieces in Stories(documents, size).documents():
+            for piece in pieces: writer.add(piece, False)
+            writer.add("", True)
+        writer.close()
+        whole = [i for d in documents for i in [*tokenizer.encode(d), *([tokenizer.eot_id] if mark else [])]]
+        assert np.fromfile(path, id_type(tokenizer.vocab_size)).tolist() == whole
+        assert json.loads(path.with_suffix(".json").read_text())["n_bytes"] == len("".join(documents).encode())
+
+
+@given(ANY.filter(lambda t: t.lstrip("\ufeff").strip()), st.integers(1, 7), st.booleans(), st.booleans())
+def test_text_is_read_alike_in_any_pieces(tmp_path_factory, text, size, packed, mark):
+    assume("\0" not in text)
+    path = tmp_path_factory.mktemp("r")/("a.txt.gz" if packed else "a.txt")
+    raw = (b"\xef\xbb\xbf" if mark else b"") + text.encode()
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    expected = raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    assert "".join(text_pieces(path, size)) == expected
+
+
+@given(st.lists(st.text("ab\n<|>", min_size=1).map(lambda s: s.strip("\n") or "a"), max_size=5), st.integers(1, 9))
+def test_separated(documents, size):
+    assume(not any("<|>" in d or d.startswith((">", "|>")) or d.endswith(("<", "<|")) for d in documents))
+    text = "<|>".join(documents)
+    assert list(separated((text[i:i+size] for i in range(0, len(text), size)), "<|>")) == documents
 
 
 @given(st.lists(st.integers(0, 99_999), min_size=1), st.integers(0, 10**6))
 def test_token_file_round_trip(tmp_path_factory, ids, n_bytes):
     path = tmp_path_factory.mktemp("f")/"train.bin"
-    write_tokens(path, ids, n_bytes, max(ids) + 1, "abc")
+    np.array(ids, id_type(max(ids) + 1)).tofile(path)
+    write_header(path, n_bytes, max(ids) + 1, "abc")
     file = TokenFile(path, "abc")
     assert file.ids.tolist() == ids and len(file) == len(ids) and (file.n_bytes, file.vocab_size) == (n_bytes, max(ids) + 1)
     assert file.dtype == ("uint16" if max(ids) < 2**16 else "uint32")
@@ -192,6 +280,16 @@ def test_held_back(text, stop):
     assert len(text) - len(text.rstrip("\ufffd")) <= n <= len(text)
     for s in stop:
         for k in range(1, len(s)): assert not text.endswith(s[:k]) or n >= k
+
+
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 9), st.integers(1, 4))
+def test_batches(lengths, size, stretch):
+    "Every prompt once, in full batches, sorted within each stretch, and no prompt before those of an earlier stretch"
+    found = list(batches(lengths, size, stretch)); flat = sum(found, [])
+    assert sorted(flat) == list(range(len(lengths))) and all(1 <= len(b) <= size for b in found) and len(found) == -(-len(lengths)//size)
+    for first in range(0, len(flat), stretch*size):
+        part = flat[first:first + stretch*size]
+        assert sorted(part) == list(range(first, first + len(part))) and [lengths[i] for i in part] == sorted((lengths[i] for i in part), reverse=True)
 
 
 # the schedule

@@ -6,8 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from shakespeare_neox.data import new_folder, recover
-from shakespeare_neox.train import Log, saved_steps, train
+from shakespeare_neox.base import new_folder, recover
+from shakespeare_neox.report import Log
+from shakespeare_neox.train import saved_steps, train
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 TINY = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary", hidden_dropout=0.1, attention_dropout=0.1,

@@ -1,5 +1,5 @@
 "A run that logs to Weights & Biases without a login: offline, without a prompt, and with one line that says so."
-import os, subprocess, sys
+import json, os, struct, subprocess, sys
 
 import pytest
 import yaml
@@ -22,6 +22,52 @@ def offline(tmp_path_factory):
     done = subprocess.run([sys.executable, "-c", code, "logged.yml"], cwd=home, env=env, **quiet)
     assert done.returncode == 0, done.stderr
     return home/"runs/logged", done
+
+
+def records(path):
+    "The records of an offline run's file: a LevelDB log of protocol buffers"
+    from wandb.proto.wandb_internal_pb2 import Record
+    data, at, whole = path.read_bytes(), 7, b""                     # 7 bytes of header
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7: at += left; continue   # the rest of a block is too short for a record
+        _, length, kind = struct.unpack("<IHB", data[at:at + 7])
+        if not kind: break
+        whole, at = whole + data[at + 7:at + 7 + length], at + 7 + length
+        if kind in (1, 4): yield Record.FromString(whole); whole = b""    # whole, or the last part of one
+
+
+def history(folder):
+    "What W&B holds: a row of charts for each step, and the recipe"
+    kept, = folder.glob("wandb/offline-run-*/*.wandb")
+    rows, config = [], {}
+    for record in records(kept):
+        items = record.history.item
+        if items: rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+        for item in (*record.run.config.update, *record.config.update): config[item.key] = json.loads(item.value_json)
+    return rows, config
+
+
+def test_what_is_logged_is_what_happened(offline):
+    "Read back from the real file: losses, rates, gradient norms, throughput, evaluations and the recipe equal log.jsonl's"
+    folder, _ = offline
+    rows, config = history(folder)
+    events = [json.loads(line) for line in (folder/"log.jsonl").read_text().splitlines()]
+    for kind, keys in dict(log=("loss", "lr", "gradient_norm", "tokens_per_second"), evaluation=("loss", "bits_per_byte")).items():
+        wanted = [e for e in events if e["event"] == kind]
+        for key in keys: assert [row[f"{kind}/{key}"] for row in rows if f"{kind}/{key}" in row] == [e[key] for e in wanted], (kind, key)
+        assert [row["_step"] for row in rows if f"{kind}/loss" in row] == [e["step"] for e in wanted]
+    assert {k: config[k] for k in RECIPE} == RECIPE
+
+
+def test_sample_table(offline):
+    "Each evaluation's sample text stands in a table"
+    folder, _ = offline
+    events = [json.loads(line) for line in (folder/"log.jsonl").read_text().splitlines()]
+    tables = sorted(folder.glob("wandb/offline-run-*/files/media/table/samples*.json"), key=lambda p: int(p.name.split("_")[1]))
+    newest = json.loads(tables[-1].read_text())
+    assert newest["columns"] == ["step", "loss", "sample"]
+    assert newest["data"] == [[e["step"], e["loss"], e["sample"]] for e in events if e["event"] == "evaluation"]
 
 
 def test_offline_run_is_kept(offline):

@@ -22,7 +22,7 @@ def render(path: Path) -> tuple:
     text, extra = MarkdownExporter(exclude_input=True).from_notebook_node(kept)
     figures = {name: data for name, data in extra["outputs"].items() if name in text}
     for name in figures: text = text.replace(f"]({name})", f"](index_files/{name})").replace("![png]", "![loss curve and sample text]")
-    text = re.sub(r"\]\((\d\d_\w+\.ipynb|tutorials/[\w/]+\.ipynb)\)", r"](nbs/\1)", text)
+    text = re.sub(r"\]\(((?:\d\d_\w+|map|(?:tutorials|reference)/\w+)\.ipynb)\)", r"](nbs/\1)", text)
     return NOTE + title + "\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", figures
 
 

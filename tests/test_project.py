@@ -192,3 +192,9 @@ def test_links_of_the_pages():
             assert not section or unquote(section) in headings[there], (path.name, target, section)
             found += 1
     assert found > 60
+
+
+def test_links_of_the_readmes():
+    "Every relative link in a Markdown file leads to a file"
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text(encoding="utf-8")): assert (path.parent/target).exists(), (path.name, target)

@@ -60,7 +60,7 @@ def root_cause(
     while getattr(error, "response", None) is None and (cause := error.__cause__ or error.__context__): error = cause
     return getattr(getattr(error, "response", None), "status_code", None), error
 
-# %% ../nbs/00_base.ipynb #f8fa0325
+# %% ../nbs/00_base.ipynb #89af1575
 def hub_error(
     name: str, # a model or a dataset on the hub
     error: Exception, # what huggingface_hub raised
@@ -69,7 +69,7 @@ def hub_error(
     status, cause = root_cause(error)
     reason = getattr(cause, "strerror", None) or type(cause).__name__
     return NeoxError(f"{name}: " + {
-        None: f"neither here nor to be had from the hub ({reason}); check the connection, or give a local copy",
+        None: f"neither here nor to be had from the hub ({reason}); check the connection, the disk and the name, or give a local copy",
         401: "needs a login, or the name is wrong; check it, accept its terms on its page, then: hf auth login (or set HF_TOKEN)",
         403: "not open to your login; accept its terms on its page, or use a token that may write",
         404: "no such repository or file on the hub; check the name",
@@ -119,7 +119,7 @@ def recover(
     if old.exists() and not full.exists(): old.rename(full)
     return path
 
-# %% ../nbs/00_base.ipynb #ee36b9ec
+# %% ../nbs/00_base.ipynb #87002696
 @contextmanager
 def new_folder(
     path: Path, # the folder to make or to replace
@@ -127,10 +127,11 @@ def new_folder(
 ):
     "A folder that appears at `path` whole or not at all; yields the temporary one to fill"
     shown, path = path, Path(os.path.abspath(path))
+    if path in (Path.cwd(), *Path.cwd().parents): raise NeoxError(f"{shown}: the folder that you are in; name a new folder")
     old, tmp = (path.with_name(f".{path.name}.{kind}") for kind in ("old", "tmp"))
     fresh = [p for p in path.parents if not p.exists()]
     if path.exists() and (not path.is_dir() or any(path.iterdir()) and not (path/marker).exists()):
-        raise NeoxError(f"{shown}: holds other files and is not replaced; name a new folder")
+        raise NeoxError(f"{shown}: is a file or holds other files, and is not replaced; name a new folder")
     try:
         recover(path); shutil.rmtree(tmp, ignore_errors=True); tmp.mkdir(parents=True)
         yield tmp
@@ -159,7 +160,7 @@ def flags(
     "A parameter's flag with `_` and with `-`"
     return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
-# %% ../nbs/00_base.ipynb #37f7bd2b
+# %% ../nbs/00_base.ipynb #a4b8b64f
 def make_parser(
     func, # its signature and docments become flags and help
 ) -> OneLineParser:
@@ -170,7 +171,7 @@ def make_parser(
         note, default = (notes.get(name) or "").replace("%", "%%"), p.default
         if p.kind is p.VAR_POSITIONAL: parser.add_argument(name, nargs="*", help=note)
         elif default is p.empty: parser.add_argument(name, help=note, type=p.annotation)
-        elif p.annotation is bool: parser.add_argument(*flags(name), action="store_true", help=note)
+        elif p.annotation is bool and not default: parser.add_argument(*flags(name), action="store_true", help=note)
         elif p.annotation is list: parser.add_argument(*flags(name), action="append", default=[], help=f"{note} (may be given again)")
         else: parser.add_argument(*flags(name), type=p.annotation, default=default, metavar=p.annotation.__name__.upper(),
                                   help=note + (f" (default: {default})" if default not in (None, "") else ""))

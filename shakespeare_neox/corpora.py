@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READERS', 'TEXTS', 'START', 'END', 'CORPORA', 'READABLE', 'opened', 'not_utf8', 'text_pieces', 'separated', 'as_text',
            'jsonl_records', 'json_records', 'parquet_records', 'kind_of', 'documents_of', 'clean_gutenberg',
-           'book_or_text', 'Source', 'download', 'hub_folder', 'parse_hub_name', 'part_of', 'readable_files',
-           'own_files', 'find_files', 'Corpus', 'Counts', 'local_files', 'load_corpus', 'write_plain']
+           'book_or_text', 'Source', 'download', 'hub_folder', 'parse_hub_name', 'part_of', 'with_parts',
+           'readable_files', 'own_files', 'find_files', 'Corpus', 'Counts', 'local_files', 'load_corpus', 'write_plain']
 
 # %% ../nbs/00_corpora.ipynb #2d145815
 import codecs, glob, gzip, hashlib, io, json, os, re, sys, unicodedata, zlib
@@ -73,7 +73,7 @@ def separated(
         yield from (d.strip("\n") for d in whole if d.strip())
     if rest.strip(): yield rest.strip("\n")
 
-# %% ../nbs/00_corpora.ipynb #d16c5eda
+# %% ../nbs/00_corpora.ipynb #4d87bdda
 def as_text(
     record: dict, # fields and values
     where: str, # file and place, for the error
@@ -81,10 +81,12 @@ def as_text(
     "The text of a record"
     turns = record.get("conversation") or record.get("messages")
     if "text" in record: text = record["text"]
-    elif "instruction" in record: text = "\n\n".join(filter(None, (record.get(k) for k in ("instruction", "context", "response"))))
-    elif isinstance(turns, list): text = "\n\n".join(f"{t.get('role', '?').upper()}:\n{t.get('content', '')}" for t in turns)
+    elif "instruction" in record: text = "\n\n".join(map(str, filter(None, (record.get(k) for k in ("instruction", "context", "response")))))
+    elif isinstance(turns, list) and all(isinstance(t, dict) for t in turns): text = "\n\n".join(f"{str(t.get('role') or '?').upper()}:\n{t.get('content') or ''}" for t in turns)
     else: raise NeoxError(f"{where}: no column named text (it has: {', '.join(map(str, record)) or 'none'}); rename the one that holds the text")
     if text is not None and not isinstance(text, str): raise NeoxError(f"{where}: the column named text holds {type(text).__name__}, not text")
+    try: (text or "").encode()
+    except UnicodeEncodeError as e: raise NeoxError(f"{where}: half a character (U+{ord(text[e.start]):04X}) stands in it; remove it") from None
     return text
 
 # %% ../nbs/00_corpora.ipynb #cdd1bcd3
@@ -129,7 +131,7 @@ def parquet_records(
     for group in file.iter_batches(batch_size=512, columns=wanted):
         for record in group.to_pylist(): yield record, str(path)
 
-# %% ../nbs/00_corpora.ipynb #36a56fc0
+# %% ../nbs/00_corpora.ipynb #3af4aabc
 READERS = {".jsonl": jsonl_records, ".json": json_records, ".parquet": parquet_records}
 TEXTS = (".txt", ".md", ".tokens")
 
@@ -138,7 +140,7 @@ def kind_of(
 ) -> str: # its suffix, .gz aside
     "What a file holds, by its name"
     path = Path(path)
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
 
 # %% ../nbs/00_corpora.ipynb #6d161785
 def documents_of(
@@ -155,7 +157,7 @@ def documents_of(
     elif separator: yield from ((None, [document]) for document in separated(text_pieces(path), separator))
     else: yield None, book_or_text(path)
 
-# %% ../nbs/00_corpora.ipynb #1d66988f
+# %% ../nbs/00_corpora.ipynb #957c21a2
 START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*$(?:\s*^Produced by .*(?:\r?\n[^\r\n]+)*)?", re.M | re.I)
 END = re.compile(r"^(?:End of (?:the )?Project Gutenberg.*\s+)?\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*$", re.M | re.I)
 
@@ -165,7 +167,7 @@ def clean_gutenberg(
 ) -> tuple: # the text, {what was removed or changed: how much}
     "A book without Project Gutenberg's header and footer, newlines as \\n, in NFC"
     start, end = START.search(raw), END.search(raw)
-    if not start or not end: raise NeoxError(f"{where}: not a whole book of Project Gutenberg, its START or END line is missing; download it again")
+    if not start or not end or end.start() < start.end(): raise NeoxError(f"{where}: not a whole book of Project Gutenberg, its START or END line is missing; download it again")
     body = raw[start.end():end.start()]
     text = unicodedata.normalize("NFC", body.replace("\r\n", "\n")).strip("\n") + "\n"
     return text, dict(header=start.end(), footer=len(raw) - end.start(), windows_newlines=body.count("\r\n"), byte_order_mark=raw.count("\ufeff"),
@@ -247,6 +249,15 @@ def part_of(
     words = re.split(r"[^a-z]+", Path(path).name.lower())
     return next((part for part, names in dict(train=["train"], valid=["valid", "validation", "val", "dev"], test=["test"]).items() if set(names) & set(words)), "")
 
+# %% ../nbs/00_corpora.ipynb #fe3ecf59
+def with_parts(
+    files: list, # paths
+) -> list: # (path, part) of each
+    "Each file with its part, if the names of all of them say one; test files validate where no others do"
+    parts = [part_of(p) for p in files]
+    if "valid" not in parts: parts = ["valid" if p == "test" else p for p in parts]
+    return list(zip(files, parts if all(parts) and "train" in parts else [""]*len(parts)))
+
 # %% ../nbs/00_corpora.ipynb #056e36f9
 def readable_files(
     folder: Path, # a folder, subfolders included
@@ -264,7 +275,7 @@ def own_files(
     named = [folder/f["path"] for f in CORPORA[name].files] if name in CORPORA else [folder.with_suffix(".txt")] if name.startswith("gutenberg:") else []
     return named if named and all(p.is_file() for p in named) else readable_files(folder) if folder.is_dir() else []
 
-# %% ../nbs/00_corpora.ipynb #3eb967d3
+# %% ../nbs/00_corpora.ipynb #9f815b44
 def find_files(
     name: str, # a known corpus, gutenberg:ID or hf:OWNER/NAME
 ) -> list: # paths
@@ -277,10 +288,11 @@ def find_files(
         return files
     kind, _, number = name.partition(":")
     source, folder = CORPORA[kind], cache_folder()/kind
+    if kind == "gutenberg" and not number.isdigit(): raise NeoxError(f"{name}: give a book's number, such as gutenberg:11")
     if kind == "gutenberg": return [download(source.files[0]["url"].format(id=number), folder/f"{number}.txt")]
     return [assets("data")/f["path"] if not f["url"] else download(f["url"], folder/f["path"], f["sha256"]) for f in source.files]
 
-# %% ../nbs/00_corpora.ipynb #b6d204d6
+# %% ../nbs/00_corpora.ipynb #2e998bd4
 @dataclass
 class Corpus:
     "A named text or collection of documents; read when asked for"
@@ -301,7 +313,9 @@ class Corpus:
     def text(self): return "\n".join("".join(pieces) for _, pieces in self.documents())
 
     @cached_property
-    def parts(self): return [p for p in ("train", "valid", "test") if any(p == part for _, part in self.files)]
+    def parts(self):
+        found = [p for p in ("train", "valid", "test") if any(p == part for _, part in self.files)]
+        return found if found[:2] == ["train", "valid"] else []                 # training text alone is no division
 
 # %% ../nbs/00_corpora.ipynb #bbe87f02
 @dataclass
@@ -314,7 +328,7 @@ class Counts:
     alphabet: set = field(default_factory=set) # distinct characters
     sha256: str = "" # of the text and the ends of its documents
 
-# %% ../nbs/00_corpora.ipynb #1f5bfd92
+# %% ../nbs/00_corpora.ipynb #826032d9
 @patch
 def count(self: Corpus,
     part: str = None, # of the corpus's own division, all if not given
@@ -323,16 +337,14 @@ def count(self: Corpus,
     counts, digest = Counts(), hashlib.sha256()
     for _, pieces in self.documents(part):
         for piece in pieces:
-            try: raw = piece.encode()
-            except UnicodeEncodeError as e: raise NeoxError(f"{self.name}: half a character (U+{ord(piece[e.start]):04X}) stands in it; remove it") from None
-            digest.update(raw)
+            raw = piece.encode(); digest.update(raw)
             counts.characters, counts.bytes, counts.lines = counts.characters + len(piece), counts.bytes + len(raw), counts.lines + piece.count("\n")
             counts.alphabet.update(piece)
         digest.update(b"\xff"); counts.documents += 1
     counts.sha256 = digest.hexdigest()
     return counts
 
-# %% ../nbs/00_corpora.ipynb #eecb4ab7
+# %% ../nbs/00_corpora.ipynb #de6bb28f
 @patch(as_prop=True)
 def counts(self: Corpus):
     "Counts of the whole corpus, taken once"
@@ -343,9 +355,9 @@ def counts(self: Corpus):
 def __repr__(self: Corpus):
     c = self.counts
     documents = f"{c.documents:,} documents, " if c.documents > 1 else ""
-    return f"{self.name}: {documents}{c.characters:,} characters, {len(c.alphabet):,} of them distinct, {c.lines:,} lines; licence: {self.licence}"
+    return f"{self.name}: {documents}{c.characters:,} characters, {len(c.alphabet):,} of them distinct, {c.lines:,} line{'s'*(c.lines != 1)}; licence: {self.licence}"
 
-# %% ../nbs/00_corpora.ipynb #210bf18d
+# %% ../nbs/00_corpora.ipynb #b69220cc
 def local_files(
     name: str, # a file, a folder, or a pattern of files
 ) -> tuple: # name of the corpus, [(path, part)]
@@ -356,10 +368,9 @@ def local_files(
     elif glob.has_magic(name): files, wanted = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()], "no file matches this pattern; check it, and put it in quotes"
     else: raise NeoxError(f"{name}: neither a file nor a folder nor a known corpus{nearest(name, CORPORA)}")
     if not files: raise NeoxError(f"{name}: {wanted}")
-    parts = [part_of(p) for p in files]
-    return re.sub(r"[*?\[\]]+", "", path.name).split(".")[0] or path.parent.name or "files", list(zip(files, parts if all(parts) and "train" in parts else [""]*len(parts)))
+    return re.sub(r"[*?\[\]]+", "", path.name).split(".")[0] or path.parent.name or "files", with_parts(files)
 
-# %% ../nbs/00_corpora.ipynb #7d7f66e6
+# %% ../nbs/00_corpora.ipynb #b5396183
 def load_corpus(
     name: str, # a known name, gutenberg:ID, hf:OWNER/NAME, or a file, folder or pattern of files
     fallback: str = None, # a corpus to take, with one line that says so, where `name` cannot be reached
@@ -367,14 +378,14 @@ def load_corpus(
     "Opens a corpus by name or path"
     name = str(name); kind = name.split(":")[0]
     if not name.strip(): raise NeoxError(f"no corpus given{nearest('', CORPORA)}; name one, or a text file or folder")
-    if kind == "hf" or kind in CORPORA and (kind == name) == (kind != "gutenberg"):
+    if name.startswith("hf:") or kind in CORPORA and (kind == name) == (kind != "gutenberg"):
         try: files = find_files(name)
         except NeoxError:
             if not fallback: raise
             print(f"{name} cannot be reached here: this page goes on with {fallback}")
             return load_corpus(fallback)
         source = CORPORA.get(kind)
-        return Corpus(name, [(p, part_of(p)) for p in files], *((source.licence, source.separator, source.lines) if source else ()))
+        return Corpus(name, with_parts(files), *((source.licence, source.separator, source.lines) if source else ()))
     return Corpus(*local_files(name))
 
 # %% ../nbs/00_corpora.ipynb #7a14c3ac

@@ -95,7 +95,7 @@ def write_header(
     header = dict(n_tokens=Path(path).stat().st_size//np.dtype(dtype).itemsize, n_bytes=n_bytes, vocab_size=vocab_size, dtype=dtype, tokenizer=tokenizer, n_documents=n_documents)
     Path(path).with_suffix(".json").write_text(json.dumps(header, indent=1))
 
-# %% ../nbs/00_data.ipynb #10c35f48
+# %% ../nbs/00_data.ipynb #94cf62a7
 class TokenFile:
     "Token ids on disk, memory-mapped, with a header that says what made them"
     def __init__(self,
@@ -106,7 +106,8 @@ class TokenFile:
         try: self.header = json.loads(self.path.with_suffix(".json").read_text())
         except FileNotFoundError: raise NeoxError(f"{path}: no token file here; make one with neox_prepare") from None
         except ValueError: raise NeoxError(f"{path}: its header is not JSON; prepare it again with neox_prepare") from None
-        if not isinstance(self.header, dict) or {"n_tokens", "n_bytes", "vocab_size", "dtype", "tokenizer"} - set(self.header):
+        kinds = dict(n_tokens=int, n_bytes=int, vocab_size=int, dtype=str, tokenizer=str)
+        if not isinstance(self.header, dict) or not all(isinstance(self.header.get(k), kind) for k, kind in kinds.items()) or self.header["dtype"] not in ("uint16", "uint32") or self.header["n_tokens"] < 1:
             raise NeoxError(f"{path}: its header lacks what neox_prepare writes; prepare it again with neox_prepare")
         vars(self).update(self.header)
         if not self.path.exists() or self.path.stat().st_size != self.n_tokens*np.dtype(self.dtype).itemsize:
@@ -151,7 +152,7 @@ class Encoder:
         "Writes tokenizer.json"
         self.backend.save(str(Path(folder)/"tokenizer.json"))
 
-# %% ../nbs/00_data.ipynb #84acb1d0
+# %% ../nbs/00_data.ipynb #44a7260c
 @patch
 def check(self: Encoder,
     text: str, # about to be encoded
@@ -161,8 +162,8 @@ def check(self: Encoder,
     lacking = [c for c in set(text) if lacks(c)]
     if not lacking: return
     c = min(lacking, key=text.index)
-    others = f", nor {len(lacking) - 1} others" if lacking[1:] else ""
-    raise NeoxError(f"the tokenizer has no {c!r} (U+{ord(c):04X}), found at character {text.index(c):,}{others}; "
+    others = f", nor {len(lacking) - 1} more" if lacking[1:] else ""
+    raise NeoxError(f"the tokenizer has no {c!r} (U+{ord(c):04X}), found at character {(at := text.index(c)):,}{others}, in {text[max(at - 20, 0):at + 20]!r}; "
                     "remove it, or train a tokenizer on this text")
 
 # %% ../nbs/00_data.ipynb #51cc3726
@@ -176,7 +177,7 @@ def open_encoder(
     try: return Encoder(Tokenizer.from_file(str(path)))
     except Exception as e: raise NeoxError(f"{path}: not a tokenizer.json ({str(e)[:80]}); train one with neox_tokenizer") from None
 
-# %% ../nbs/00_data.ipynb #fa2099da
+# %% ../nbs/00_data.ipynb #bdc516c8
 LONGEST_WORD = 2**20                       # characters: a longer run without any border is cut where it stands
 
 @patch
@@ -185,10 +186,12 @@ def border(self: Encoder,
 ) -> int: # characters that may be encoded now, 0 if that is not known yet
     "The last place where a text may be cut without changing its ids"
     if self.single_characters: return len(text)
-    size = 64
-    while self.backend.pre_tokenizer and size < 2*len(text):
-        tail = text[-size:]; starts = [start for _, (start, _) in self.backend.pre_tokenizer.pre_tokenize_str(tail)]
-        safe = [s for s in starts[2 if size < len(text) else 0:] if s and s <= len(tail) - 8 and not tail[s-1].isspace()]
+    size, whole = 64, False
+    while self.backend.pre_tokenizer and not whole:
+        tail, whole = text[-size:], size >= len(text)
+        starts = lambda skip: {skip + start for _, (start, _) in self.backend.pre_tokenizer.pre_tokenize_str(tail[skip:])}
+        known = sorted(starts(0)) if whole else sorted(starts(0) & starts(1))[2:]        # those that do not depend on where the tail begins
+        safe = [s for s in known if s and s <= len(tail) - 8 and not tail[s-1].isspace()]
         if safe: return len(text) - len(tail) + safe[-1]
         size *= 4
     return len(text) if len(text) > LONGEST_WORD else 0

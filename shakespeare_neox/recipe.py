@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'ADAM_DEFAULTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'OWN_KEYS', 'TrainConfig', 'NumberLoader',
            'read_yaml', 'read_recipe', 'find_recipe', 'parse_override', 'merge', 'attention_kinds', 'sort_key',
-           'Recipe', 'load_config', 'sort_settings', 'key_rows', 'recipe_keys', 'learning_rate']
+           'Recipe', 'read_recipes', 'load_config', 'sort_settings', 'key_rows', 'recipe_keys', 'learning_rate']
 
 # %% ../nbs/03_recipe.ipynb #a2dfea6f
 import copy, json, math, re
@@ -19,18 +19,18 @@ from fastcore.docments import docments
 from .base import NeoxError, assets, nearest, say
 from .model import ModelConfig, check_settings
 
-# %% ../nbs/03_recipe.ipynb #5b3a498c
+# %% ../nbs/03_recipe.ipynb #0e3d6a44
 @dataclass
 class TrainConfig:
     "The settings of a run, in gpt-neox's names; the last five are this library's own"
     train_iters: int = None # steps
     train_epochs: int = None # passes over the text, instead of steps
-    optimizer: dict = None # type and params: lr, betas, eps
+    optimizer: dict = None # type (Adam or AdamW, both AdamW here) and params: lr, betas, eps
     train_micro_batch_size_per_gpu: int = None # B, windows in one forward pass
     gradient_accumulation_steps: int = 1 # forward passes for each step
     min_lr: float = 0.0 # where the decay ends
     lr_decay_style: Literal["constant", "linear", "cosine", "exponential"] = "linear" # shape of the decay
-    lr_decay_iters: int = None # steps that it takes, train_iters if not given
+    lr_decay_iters: int = None # steps that the decay takes, train_iters if not given
     warmup: float = 0.01 # share of the decay's steps in which the rate rises
     weight_decay: float = 0.1 # of matrices
     gradient_clipping: float = 1.0 # longest gradient, 0 for no limit
@@ -45,34 +45,34 @@ class TrainConfig:
     keep_last_n_checkpoints: int = None # saved states to keep, all if not given
     checkpoint_activations: bool = False # compute activations twice instead of keeping them: slower, in less memory
     save: str = None # the run's folder
-    load: str = None # the same folder: a run resumes by itself
+    load: str = None # the folder of save, if given: a run resumes by itself
     seed: int = 1234 # of weights, batches and dropout
     use_wandb: bool = False # log to Weights & Biases, offline if there is no login
-    wandb_project: str = "neox" # its project
-    wandb_group: str = None # its group
-    wandb_run_name: str = None # the run's name there, that of its folder if not given
+    wandb_project: str = "neox" # the W&B project
+    wandb_group: str = None # the W&B group
+    wandb_run_name: str = None # the run's name at W&B, that of its folder if not given
     data_path: str = None # a corpus, a text, or a folder made by neox_prepare
     train_data_paths: list = None # texts to train on, instead of data_path
     valid_data_paths: list = None # texts to score, with train_data_paths
     split: str = "969, 30, 1" # shares of train, validation and test
     tokenizer_type: Literal["HFTokenizer"] = "HFTokenizer" # a tokenizer.json
-    vocab_file: str = None # its path, a character table of the text if not given
+    vocab_file: str = None # the tokenizer.json or its folder, a character table of the text if not given
     compile: Literal["auto", "on", "off"] = "auto" # torch.compile: where it pays, always, never
     deterministic: bool = True # the same bits in every run, on CPU
     checkpoint_epochs: bool = False # keep the model at the end of each epoch
     sample_prompt: str = "\n" # how the sample text of each evaluation begins
-    sample_tokens: int = 120 # how long it is
+    sample_tokens: int = 120 # tokens of that sample
 
     def __post_init__(self): check_settings(self); self.check()
 
-# %% ../nbs/03_recipe.ipynb #72220b19
+# %% ../nbs/03_recipe.ipynb #dfbb3d57
 OPTIMIZERS, ADAM_DEFAULTS = ("adam", "adamw"), dict(lr=1e-3, betas=[0.9, 0.999], eps=1e-8)
 
 @patch
 def check(self: TrainConfig):
     "Raises an error for a setting out of range"
     if (self.train_iters is None) == (self.train_epochs is None):
-        raise NeoxError("train_iters and train_epochs are both given; keep one" if self.train_iters else "train_iters is not given; add it to the recipe, or train_epochs")
+        raise NeoxError("train_iters and train_epochs are both given; keep one, and clear the other: train_iters=None in Python, train_iters= on the command line" if self.train_iters else "train_iters is not given; add it to the recipe, or train_epochs")
     if self.train_micro_batch_size_per_gpu is None: raise NeoxError("train_micro_batch_size_per_gpu is not given; add it to the recipe, such as train_micro_batch_size_per_gpu: 16")
     for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "eval_interval", "log_interval"):
         if getattr(self, name) < 1: raise NeoxError(f"{name}: {getattr(self, name)} is below 1; give a positive number")
@@ -90,7 +90,7 @@ def check(self: TrainConfig):
     if self.load and self.save and self.load != self.save: raise NeoxError(f"load ({self.load}) and save ({self.save}) name different folders; a run has one")
     if self.wants("fp16") and self.wants("bf16") and not self.precision: raise NeoxError("fp16 and bf16 are both enabled; choose one")
 
-# %% ../nbs/03_recipe.ipynb #1b3e52b6
+# %% ../nbs/03_recipe.ipynb #ed72bc92
 @patch
 def check_optimizer(self: TrainConfig):
     "Raises an error for an optimizer that is not AdamW, or whose numbers are out of range"
@@ -98,9 +98,9 @@ def check_optimizer(self: TrainConfig):
     if not isinstance(given.get("params") or {}, dict): raise NeoxError(f"optimizer.params: {given['params']!r} is not keys and values")
     kind, adam = str(given.get("type", "Adam")).lower(), self.adam
     if kind not in OPTIMIZERS: raise NeoxError(f"optimizer.type: {kind!r} is not available{nearest(kind, OPTIMIZERS)}")
-    if unknown := set(adam) - set(ADAM_DEFAULTS): raise NeoxError(f"optimizer.params: unknown key {min(unknown)!r}{nearest(min(unknown), ADAM_DEFAULTS)}")
+    if unknown := {str(k) for k in adam} - set(ADAM_DEFAULTS): raise NeoxError(f"optimizer.params: unknown key {min(unknown)!r}{nearest(min(unknown), ADAM_DEFAULTS)}")
     for name in ("lr", "eps"):
-        if not number(adam[name], math.inf): raise NeoxError(f"optimizer.params.{name}: {adam[name]!r} is not a positive number")
+        if not number(adam[name], math.inf): raise NeoxError(f"optimizer.params.{name}: {adam[name]!r} is not 0 or a positive number")
     betas = adam["betas"]
     if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(number(b, 1) for b in betas):
         raise NeoxError(f"optimizer.params.betas: {betas!r}; give two numbers from 0 to below 1")
@@ -192,15 +192,15 @@ NANOGPT = dict(n_layer="num_layers", n_head="num_attention_heads", n_embd="hidde
 MODEL_KEYS = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
 TRAIN_KEYS = {f.name for f in fields(TrainConfig)}
 
-# %% ../nbs/03_recipe.ipynb #6e7341ce
+# %% ../nbs/03_recipe.ipynb #f9918237
 def attention_kinds(
     value, # an attention_config such as [[["global", "flash"], 6]]
 ) -> set: # {"global", "flash"}
     "The kinds of attention that an attention_config names"
     if isinstance(value, list): return set().union(*map(attention_kinds, value))
-    return set() if isinstance(value, int) or value == "all" else {value}
+    return set() if isinstance(value, int) or value == "all" else {str(value)}
 
-# %% ../nbs/03_recipe.ipynb #f823b65d
+# %% ../nbs/03_recipe.ipynb #a4547992
 def sort_key(
     key: str, # of a recipe
     value, # its value
@@ -209,7 +209,7 @@ def sort_key(
     "Where a key belongs; an unknown or refused one is an error"
     if key in MODEL_KEYS: return "model"
     if key in TRAIN_KEYS: return "train"
-    if key in NANOGPT: raise NeoxError(f"{key}: unknown key; here it is called {NANOGPT[key]}")
+    if key in NANOGPT: raise NeoxError(f"{key}: not a key of a recipe; here it is called {NANOGPT[key]}")
     if key in neox["refused"]:
         harmless = neox["refused"][key]["harmless"]
         if value in harmless or key == "attention_config" and isinstance(value, list) and attention_kinds(value) <= set(harmless): return "ignored"
@@ -217,7 +217,7 @@ def sort_key(
     if key in neox["ignored"]: return "ignored"
     raise NeoxError(f"{key}: unknown key{nearest(key, MODEL_KEYS | TRAIN_KEYS | set(neox['ignored']))}")
 
-# %% ../nbs/03_recipe.ipynb #675c68d4
+# %% ../nbs/03_recipe.ipynb #43aef365
 @dataclass
 class Recipe:
     "Merged settings, sorted"
@@ -229,21 +229,28 @@ class Recipe:
     def __repr__(self):
         m, t = self.model, self.train
         return (f"{self.name}: {m.get('num_layers')} layers of width {m.get('hidden_size')}, {f'{t.train_epochs} epochs' if t.train_epochs else f'{t.train_iters:,} steps'} of "
-                f"{t.train_micro_batch_size_per_gpu*t.gradient_accumulation_steps} x {m.get('seq_length')} tokens of {t.data_path or ', '.join(map(str, t.train_data_paths or ()))}")
+                f"{t.train_micro_batch_size_per_gpu*t.gradient_accumulation_steps} x {m.get('seq_length')} tokens of {', '.join(map(str, t.train_data_paths or [t.data_path]))}")
 
-# %% ../nbs/03_recipe.ipynb #5cae25e1
+# %% ../nbs/03_recipe.ipynb #e5538b6f
+def read_recipes(
+    *recipes: str, # names or paths of recipes, later ones override earlier ones
+) -> tuple: # name of the run, merged settings
+    "Reads and merges recipes"
+    if not recipes: raise NeoxError(f"no recipe given{nearest('', [p.stem for p in assets('configs').glob('*.yml')])}")
+    settings, paths = {}, [find_recipe(str(r)) for r in recipes]
+    for path in paths: merge(settings, read_recipe(path), path.name)
+    return paths[0].parent.name + "-again" if paths[0].name == "config.yml" else paths[0].stem, settings
+
+# %% ../nbs/03_recipe.ipynb #5ed4441b
 def load_config(
     *recipes: str, # names or paths of recipes, later ones override earlier ones
     **overrides, # settings that override them all
 ) -> Recipe:
     "Reads, merges, sorts and checks recipes"
-    if not recipes: raise NeoxError(f"no recipe given{nearest('', [p.stem for p in assets('configs').glob('*.yml')])}")
-    settings, paths = {}, [find_recipe(str(r)) for r in recipes]
-    for path in paths: merge(settings, read_recipe(path), path.name)
+    name, settings = read_recipes(*recipes)
     for key, value in overrides.items():
         for part in reversed(key.split(".")): value = {part: value}
         merge(settings, value)
-    name = paths[0].parent.name + "-again" if paths[0].name == "config.yml" else paths[0].stem
     return sort_settings(name, settings)
 
 # %% ../nbs/03_recipe.ipynb #c30d57ff

@@ -60,8 +60,8 @@ def pick_precision(
     if asked == "fp16" and device != "cuda": raise NeoxError(f"fp16 needs a CUDA GPU, this is {device}; give precision=fp32 or precision=bfloat16")
     return asked or best_precision(device, has_bf16(device))
 
-# %% ../nbs/03_run.ipynb #85b593d7
-LONG_RUN = dict(cpu=4e12, cuda=3e15)    # floating point operations from which compiling pays: about a minute of work
+# %% ../nbs/03_run.ipynb #d2a4f9ae
+LONG_RUN = dict(cpu=4e12, cuda=3e15)    # floating point operations from which compiling pays, about a minute of work; used in 03_train
 
 def compile_model(
     model: GPTNeoX, # compiled in place, its parameters keep their names
@@ -75,7 +75,7 @@ def compile_model(
         say(f"torch.compile does not work here ({type(e).__name__}: {str(e).strip().splitlines()[0][:80]}); the run goes on without it")
         return False
 
-# %% ../nbs/03_run.ipynb #abeda99c
+# %% ../nbs/03_run.ipynb #37f0846d
 def run_tokenizer(
     c: TrainConfig, # its vocab_file
     alphabet: str, # characters for a table, if there is no file
@@ -83,7 +83,7 @@ def run_tokenizer(
     "The tokenizer of a run"
     if not c.vocab_file: return train_tokenizer("".join(alphabet), "char")
     path = Path(c.vocab_file)
-    shipped = assets("tokenizer").joinpath(*path.parts[1:]) if path.parts[0] == "tokenizer" else path
+    shipped = assets("tokenizer").joinpath(*path.parts[1:]) if path.parts[:1] == ("tokenizer",) else path
     return load_tokenizer(shipped if shipped.exists() and not path.exists() else path)
 
 # %% ../nbs/03_run.ipynb #1fbb6a76
@@ -115,14 +115,14 @@ def open_prepared(
     tokenizer = load_tokenizer(Path(lists["train"][0]).parent) if not c.vocab_file else run_tokenizer(c, "")
     return {name: join_tokens(paths, tokenizer.fingerprint) for name, paths in lists.items()}, tokenizer
 
-# %% ../nbs/03_run.ipynb #9feb09ab
+# %% ../nbs/03_run.ipynb #08f5ede7
 def open_data(
     c: TrainConfig, # where the data are
 ) -> tuple: # {"train": TokenFile, "valid": TokenFile}, Tokenizer, licence of the text
     "Token files and tokenizer of a run"
     if bool(c.train_data_paths) != bool(c.valid_data_paths): raise NeoxError("train_data_paths and valid_data_paths go together; give both, or data_path alone")
     if not (c.data_path or c.train_data_paths): raise NeoxError("data_path is not given; add one, such as data_path: sample")
-    if c.train_data_paths and str(c.train_data_paths[0]).endswith(".bin") or c.data_path and (Path(c.data_path)/"train.json").exists(): return *open_prepared(c), "unknown"
+    if any(str(p).endswith(".bin") for p in (c.train_data_paths or []) + (c.valid_data_paths or [])) or c.data_path and (Path(c.data_path)/"train.json").exists(): return *open_prepared(c), "unknown"
     if c.train_data_paths: corpus = Corpus("given texts", [(f, part) for part, names in (("train", c.train_data_paths), ("valid", c.valid_data_paths)) for n in names for f, _ in load_corpus(n).files])
     else: corpus = load_corpus(c.data_path)
     tokenizer = run_tokenizer(c, corpus.counts.alphabet)

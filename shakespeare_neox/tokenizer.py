@@ -20,15 +20,16 @@ from .data import Encoder, open_encoder
 # %% ../nbs/01_tokenizer.ipynb #eac5c948
 SPECIAL_TOKENS = ["<|endoftext|>", "<|padding|>"]
 
-# %% ../nbs/01_tokenizer.ipynb #5f1c7121
+# %% ../nbs/01_tokenizer.ipynb #983b2b52
 def text_lines(
     text, # a str, or an iterable of its pieces
 ): # yields str, line ends kept
     "Lines of a text, or of the pieces of a text, as the trainers take them"
-    empty = True
+    rest, empty = "", True
     for piece in [text] if isinstance(text, str) else text:
-        yield from piece.splitlines(keepends=True)
-        empty = empty and not piece
+        *lines, rest = (rest + piece).split("\n"); empty = empty and not piece
+        yield from (line + "\n" for line in lines)
+    if rest: yield rest
     if empty: raise NeoxError("the text to learn from is empty; give a text of at least a few thousand characters")
 
 # %% ../nbs/01_tokenizer.ipynb #234e8949
@@ -143,7 +144,7 @@ def load_tokenizer(
     "Opens a tokenizer.json"
     return Tokenizer(open_encoder(path).backend)
 
-# %% ../nbs/01_tokenizer.ipynb #4d7c60ee
+# %% ../nbs/01_tokenizer.ipynb #991a06d3
 def neox_tokenizer(
     data: str, # corpus to learn from: sample, tinyshakespeare, a file or a folder
     kind: str = "char", # char (a table of its characters), bpe (byte-level byte pairs) or unigram (likeliest pieces)
@@ -152,7 +153,7 @@ def neox_tokenizer(
 ):
     "Makes a tokenizer from a corpus: tokenizer.json and tokenizer_config.json in one folder."
     corpus = load_corpus(data)
-    texts = lambda: ("".join(pieces) for _, pieces in corpus.documents("train" if corpus.parts else None))
+    texts = lambda: (piece for _, pieces in corpus.documents("train" if corpus.parts else None) for piece in pieces)
     made = train_tokenizer(texts(), kind, vocab_size)
     folder = Path(out or f"tokenizers/{corpus.name.replace(':', '-').replace('/', '-')}-{kind}")
     with new_folder(folder, "tokenizer.json") as tmp: made.save(tmp)

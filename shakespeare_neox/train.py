@@ -7,7 +7,7 @@ __all__ = ['neox_train_main', 'optimizer_tensors', 'versions', 'saved_steps', 's
            'check_finite', 'evaluate_and_keep', 'steps_per_epoch', 'keep_epoch', 'log_step', 'loop',
            'compile_if_it_pays', 'train_recipe', 'stop', 'result_of', 'train', 'dry_run', 'neox_train']
 
-# %% ../nbs/03_train.ipynb #f9792fc8
+# %% ../nbs/03_train.ipynb #0d8cd520
 import json, math, platform, shutil, signal, sys, time
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import yaml
 from .base import NeoxError, command, new_folder, say, write_whole
 from .data import windows
 from .model import flops_per_token, sample, summary
-from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, sort_settings
+from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, read_recipes, sort_settings
 from .report import Board, Log, Progress, TrainResult, noted_signals, start_wandb, write_report
 from .run import LONG_RUN, Run, batch, compile_model, evaluate, loss_of, make_run, train_step
 
@@ -199,7 +199,7 @@ def compile_if_it_pays(
         run.accelerator.backward(loss_of(run.model, *batch(run, 0))); run.optimizer.zero_grad()
     run.compiled = compile_model(run.accelerator.unwrap_model(run.model), try_out)
 
-# %% ../nbs/03_train.ipynb #995bed22
+# %% ../nbs/03_train.ipynb #05be2483
 def train_recipe(
     recipe: Recipe, # what to train
     callback=None, # a function that is called with each event of the log
@@ -213,7 +213,7 @@ def train_recipe(
     if run.step < run.c.train_iters:
         run.model.train(); compile_if_it_pays(run); board = Board(start_wandb(run))
         log.add(event="start", step=run.step, precision=run.precision, compiled=run.compiled, device=run.accelerator.device.type,
-                data=run.c.data_path or "given texts", licence=run.licence, **versions())
+                data=", ".join(map(str, run.c.train_data_paths or [run.c.data_path])), licence=run.licence, **versions())
         progress = Progress(run, log, shown)
         def show(event):
             progress.show(event); board.send(event)
@@ -274,7 +274,7 @@ def dry_run(
         f"run        {tokens:>12,} tokens in {c.train_iters:,} steps, {tokens/len(run.files['train']):.1f} epochs",
         f"time       {minutes:>12,.1f} minutes, about, on this {run.accelerator.device.type} in {run.precision}, evaluations not counted"])
 
-# %% ../nbs/03_train.ipynb #cc4f28cc
+# %% ../nbs/03_train.ipynb #a4e5314c
 def neox_train(
     *words: str, # names or paths of recipes, and key=value settings
     data_path: str = "", # corpus, text, or folder made by neox_prepare
@@ -284,12 +284,11 @@ def neox_train(
     force: bool = False, # try a model that will not fit into memory
 ):
     "Trains a model: neox_train RECIPE ... [key=value ...], such as neox_train quickstart train_iters=300"
-    recipe = load_config(*[w for w in words if "=" not in w])
+    name, settings = read_recipes(*[w for w in words if "=" not in w])
     given = [parse_override(w) for w in words if "=" in w]
     given += [{k: v} for k, v in dict(data_path=data_path, vocab_file=tokenizer_path, save=checkpoint_dir).items() if v]
-    settings = recipe.settings
     for new in given: merge(settings, new, "command line")
-    recipe = sort_settings(recipe.name, settings)
+    recipe = sort_settings(name, settings)
     if dry_run: print(globals()["dry_run"](make_run(recipe, force))); return
     result = train_recipe(recipe, force=force)
     say(result); print(result.folder/"best")

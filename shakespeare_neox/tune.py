@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['neox_tune_main', 'parse_axis', 'grid', 'Sweep', 'run_point', 'tune', 'write_sweep', 'neox_tune']
 
-# %% ../nbs/03_tune.ipynb #4bc8bc5f
-import itertools, json, re
+# %% ../nbs/03_tune.ipynb #7a2c2a14
+import copy, itertools, re
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.basics import patch
 from .base import NeoxError, command, say, write_whole
-from .recipe import load_config, merge, parse_override, sort_settings
-from .report import table
+from .recipe import merge, parse_override, read_recipes, sort_settings
 from .train import train_recipe
 
 # %% ../nbs/03_tune.ipynb #8486bc7b
@@ -30,12 +29,13 @@ def parse_axis(
     if "" in parts and parts[1:]: raise NeoxError(f"{word}: a value is missing between two commas; write such as {key}=1,2")
     return [f"{key}={part}" for part in parts]
 
-# %% ../nbs/03_tune.ipynb #4d991bdc
+# %% ../nbs/03_tune.ipynb #35d74f35
 def grid(
     words: list, # key=value or key=value,value,... each
 ) -> list: # one list of words for each setting, of the axes alone; and the words that are the same in all
     "All combinations of the axes"
     axes = [parse_axis(w) for w in words]
+    if len({w.split("=")[0] for w in words}) < len(words): raise NeoxError("a key is given twice; give its values in one word, with commas")
     varied, fixed = [a for a in axes if a[1:]], [a[0] for a in axes if not a[1:]]
     if not varied: raise NeoxError("nothing to compare; give a key several values, such as optimizer.params.lr=5e-4,2e-3")
     return [list(point) for point in itertools.product(*varied)], fixed
@@ -50,7 +50,7 @@ class Sweep:
 
     def __repr__(self): return (self.folder/"tune.md").read_text(encoding="utf-8").split("\n\n")[1]
 
-# %% ../nbs/03_tune.ipynb #34aa5448
+# %% ../nbs/03_tune.ipynb #0419b0b2
 def run_point(
     name: str, # of the recipe
     settings: dict, # merged
@@ -58,35 +58,37 @@ def run_point(
     words: list, # what is special about it
 ) -> dict: # a row of the table
     "Trains one setting"
-    row = dict(setting=", ".join(w.replace("optimizer.params.", "") for w in words), loss=float("inf"), bits_per_byte=float("inf"), seconds=0.0, error="")
+    row = dict(setting=", ".join(w.replace("optimizer.params.", "") for w in words), values=[w.split("=", 1)[1] for w in words], loss=float("inf"), bits_per_byte=float("inf"), seconds=0.0, error="")
     try: result = train_recipe(sort_settings(name, {**settings, "save": str(folder)}), shown="lines")
     except NeoxError as e: return {**row, "error": str(e).split(";")[0]}
     return {**row, "loss": result.best_loss, "bits_per_byte": result.bits_per_byte, "seconds": result.seconds}
 
-# %% ../nbs/03_tune.ipynb #5689db9b
+# %% ../nbs/03_tune.ipynb #4dee0f8e
 def tune(
     *recipes: str, # names or paths of recipes
     words: list, # key=value,value,... for each key to vary, key=value for what all share
     folder: Path = None, # of the sweep (default: runs/NAME-tune)
 ) -> Sweep: # the best setting first
     "Trains all combinations of some settings and compares them"
-    recipe = load_config(*recipes); points, fixed = grid(words)
-    folder, rows = Path(folder or f"runs/{recipe.name}-tune"), []
+    (name, shared), (points, fixed) = read_recipes(*recipes), grid(words)
+    for word in fixed + sum(points, []): parse_override(word)                   # what is no value is found before anything is trained
+    folder, rows = Path(folder or f"runs/{name}-tune"), []
     for number, point in enumerate(points, 1):
-        settings = json.loads(json.dumps(recipe.settings))
+        settings = copy.deepcopy(shared)
         for word in fixed + point: merge(settings, parse_override(word))
-        where = folder/re.sub(r"[^\w.=-]+", "_", ",".join(point))
+        where = folder/re.sub(r"[^\w.-]+", "_", ",".join(point))
         say(f"setting {number} of {len(points)}: {' '.join(point)}")
-        rows.append(run_point(recipe.name, settings, where, point))
+        rows.append(run_point(name, settings, where, point))
         sweep = Sweep(folder, sorted(rows, key=lambda r: r["loss"]), [word.split("=")[0] for word in point])
         write_sweep(sweep)
     return sweep
 
-# %% ../nbs/03_tune.ipynb #be0ebf9e
+# %% ../nbs/03_tune.ipynb #cf8e78e8
 def write_sweep(
     sweep: Sweep, # so far
 ):
     "Writes tune.md and tune.png"
+    sweep.folder.mkdir(parents=True, exist_ok=True)
     rows = {r["setting"]: f"{r['loss']:.4f} | {r['bits_per_byte']:.4f} | {r['seconds']:.0f}" if not r["error"] else f"{r['error']} | |" for r in sweep.rows}
     lines = [f"| {setting} | {figures} |" for setting, figures in rows.items()]
     page = "\n".join(["| setting | validation loss (nats) | bits per byte | seconds |", "|---|---|---|---|", *lines])
@@ -95,13 +97,13 @@ def write_sweep(
     figure.savefig(sweep.folder/"tune.png", dpi=110)
     write_whole(sweep.folder/"tune.md", f"# {sweep.folder.name}\n\n{page}\n\n![loss of each setting](tune.png)\n")
 
-# %% ../nbs/03_tune.ipynb #7aeca469
+# %% ../nbs/03_tune.ipynb #37230a35
 @patch
 def plot(self: Sweep,
     ax, # matplotlib's axes
 ):
     "Draws the loss of each setting"
-    done = [(dict(zip(self.axes, (w.split("=", 1)[1] for w in r["setting"].split(", ")))), r["loss"]) for r in self.rows if not r["error"]]
+    done = [(dict(zip(self.axes, r["values"])), r["loss"]) for r in self.rows if not r["error"]]
     number = lambda text: re.fullmatch(r"[-+.\de]+", text)
     along = next((a for a in self.axes if all(number(p[a]) for p, _ in done)), None)
     lines = {}
@@ -109,7 +111,8 @@ def plot(self: Sweep,
     for label, line in sorted(lines.items()): ax.plot(*zip(*sorted(line)), "o-", label=label)
     values = sorted({x for line in lines.values() for x, _ in line})
     if along and values and values[0] > 0 and values[-1]/values[0] > 20: ax.set_xscale("log")
-    ax.set(xlabel=along or "setting", ylabel="validation loss (nats)"); ax.legend(fontsize=8)
+    ax.set(xlabel=along or "setting", ylabel="validation loss (nats)")
+    if lines: ax.legend(fontsize=9)
     return ax
 
 # %% ../nbs/03_tune.ipynb #d356e108

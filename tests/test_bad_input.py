@@ -89,7 +89,7 @@ def test_character_that_the_tokenizer_lacks(content, parts, capsys):
     (["--tokenizer_path", "text.txt"], ["text.txt", "not a tokenizer.json"]), (["--tokenizer_path", "none.json"], ["none.json", "no tokenizer here"]),
     (["--out", "mine"], ["mine", "holds other files"]), (["--out", "text.txt"], ["text.txt", "holds other files"]),
     (["--out", "text.txt/sub"], ["could not be written", "Not a directory"]), (["--outt", "x"], ["unrecognized arguments: --outt"]),
-    pytest.param(["--out", "."], ["holds other files"])], ids=str)
+    pytest.param(["--out", "."], ["the folder that you are in"])], ids=str)
 def test_prepare_flags(argv, parts, capsys):
     put("text.txt"); put("mine/notes.txt", "my notes")
     untouched(prepare, ["text.txt", *argv], capsys, *parts)

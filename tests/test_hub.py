@@ -17,7 +17,7 @@ ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
 with torch.no_grad(): a, b = ours(ids), theirs(ids).logits
 print(json.dumps(dict(files=sorted(p.name for p in folder.iterdir()), dtype=str(a.dtype), size=b.abs().max().item(), difference=(a - b).abs().max().item())))
 """
-GENERATE = "import sys; sys.argv = ['neox_generate', '--checkpoint_path', {name!r}, '--prompt', 'O', *'--max_new_tokens 5'.split(), *{more}]; " \
+GENERATE = "import sys; sys.argv = ['neox_generate', {name!r}, '--prompt', 'O', *'--max_new_tokens 5'.split(), *{more}]; " \
            "from shakespeare_neox.generate import neox_generate_main; neox_generate_main()"
 
 
@@ -71,8 +71,8 @@ def test_datasets_by_name(hub, tmp_path):
     rows = lambda *texts: "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
     hub.repos = {"datasets/owner/plays": {"README.md": b"# plays", "train.jsonl": rows("O", "Romeo"), "test.jsonl": rows("Juliet"), "old/train.jsonl": rows("Nurse"), "cover.png": b"x"}}
     code = "from shakespeare_neox.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
-    assert hub.python(code.format("hf:owner/plays")).stdout == "['train', 'test'] 4 'Nurse\\nJuliet\\nO\\nRomeo'\n"
-    assert hub.python(code.format("hf:owner/plays:old")).stdout == "['train'] 1 'Nurse'\n"
+    assert hub.python(code.format("hf:owner/plays")).stdout == "['train', 'valid'] 4 'Nurse\\nJuliet\\nO\\nRomeo'\n"
+    assert hub.python(code.format("hf:owner/plays:old")).stdout == "[] 1 'Nurse'\n"
     prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.data import neox_prepare_main as m; m()"
     for status, words in {401: "needs a login", 404: "no such repository", 429: "asks to wait"}.items():
         hub.faults = {"datasets/owner/other": status}; hub.repos["datasets/owner/other"] = {"a.txt": b"a"}

@@ -26,14 +26,15 @@ class BuildWithAssets(build_py):
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
-    project_urls={"Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Source": cfg["git_url"],
+    project_urls={"Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Source": cfg["git_url"], "Issues": cfg["git_url"] + "/issues",
                   "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     classifiers=["Development Status :: 3 - Alpha", "Natural Language :: " + cfg["language"],
                  *(f"Intended Audience :: {a}" for a in cfg["audience"].split()),
                  *(f"Programming Language :: Python :: 3.{v}" for v in (11, 12, 13)),
-                 "Topic :: Scientific/Engineering :: Artificial Intelligence"],
-    packages=[cfg["lib_path"]], python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
+                 "Programming Language :: Python :: 3 :: Only", "Operating System :: OS Independent", "Typing :: Typed",
+                 "Topic :: Education", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+    packages=[cfg["lib_path"]], package_data={cfg["lib_path"]: ["py.typed"]}, python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
     extras_require=extras, entry_points={"console_scripts": cfg["console_scripts"].split(),
                                          "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     cmdclass={"build_py": BuildWithAssets}, zip_safe=False)

@@ -1,4 +1,5 @@
 "Packaging: every value is read from settings.ini; recipes, samples and tokenizers travel in the wheel."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import setup
@@ -13,6 +14,13 @@ extras = {k.removesuffix("_requirements"): cfg[k].split() for k in cfg if k.ends
 extras["all"] = sorted({r for name, rs in extras.items() if name != "dev" for r in rs})
 
 
+def readme():
+    "The README with whole addresses, for a page outside the repository"
+    text, at = Path("README.md").read_text(encoding="utf-8"), f"{cfg['git_url']}/%s/{cfg['branch']}/"
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", lambda m: m[1] + at % "raw", text)
+    return re.sub(r"((?<!!)\[[^\[\]]*\]\()(?!https?:|#)", lambda m: m[1] + at % "blob", text)
+
+
 class BuildWithAssets(build_py):
     "Copies the files that ship into `shakespeare_neox/assets`; an editable install finds them in the clone."
     def run(self):
@@ -25,10 +33,10 @@ class BuildWithAssets(build_py):
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),
-    author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
+    author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license_expression="Apache-2.0",
     project_urls={"Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Source": cfg["git_url"], "Issues": cfg["git_url"] + "/issues",
                   "Changelog": f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
-    long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
+    long_description=readme(), long_description_content_type="text/markdown",
     classifiers=["Development Status :: 3 - Alpha", "Natural Language :: " + cfg["language"],
                  *(f"Intended Audience :: {a}" for a in cfg["audience"].split()),
                  *(f"Programming Language :: Python :: 3.{v}" for v in (11, 12, 13)),

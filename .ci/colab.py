@@ -1,6 +1,6 @@
 """Each notebook with a badge, alone, as Colab opens it:  python .ci/colab.py [NOTEBOOK...]
 Needs an environment with the built wheel, ipykernel and nbclient; the clone gives the notebooks only."""
-import os, shutil, subprocess, sys, tempfile, time
+import os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +20,14 @@ def badged() -> list:
     return sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts and "colab-badge.svg" in p.read_text(encoding="utf-8"))
 
 
+def reason(text: str) -> str:
+    "The first line of the cell that failed, and the error, from what `jupyter execute` prints"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    cell = re.search(r"^-{10,}\n(.*?)\n-{10,}$", text, re.M | re.S)
+    lines = [line for line in cell[1].splitlines() if not line.startswith("#|")] if cell else [""]
+    return f"cell ({lines[0][:60]}): {text.strip().splitlines()[-1]}" if cell else text[-1000:].strip()
+
+
 def execute(path: Path) -> tuple:
     "What is wrong with a notebook in an empty folder where `google.colab` is there, or an empty text, and the seconds that it took"
     with tempfile.TemporaryDirectory() as name:
@@ -34,7 +42,7 @@ def execute(path: Path) -> tuple:
                               capture_output=True, text=True, encoding="utf-8", errors="replace")
         took, pip = time.monotonic() - start, work/"pip.txt"
         installs = pip.read_text(encoding="utf-8").splitlines() if pip.exists() else []
-        if done.returncode: return done.stderr.strip() or f"exit code {done.returncode}", took
+        if done.returncode: return reason(done.stderr) or f"exit code {done.returncode}", took
         if not (work/"started.txt").exists(): return "the startup file did not run to its end: is the wheel installed?", took
         if len(installs) != 1 or "torch" in installs[0] or "git+https://" not in installs[0]: return f"installs {installs}", took
         return "" if took <= 60*MINUTES.get(path.parent.name, 3) else "too slow", took
@@ -45,5 +53,5 @@ if __name__ == "__main__":
     for path in map(Path, sys.argv[1:] or badged()):
         wrong, took = execute(path)
         failed += bool(wrong)
-        print(f"{'failed' if wrong else 'passed'} {took/60:5.1f} min  {path.stem}", *([wrong[-3000:]] if wrong else []), flush=True)
+        print(f"{'failed' if wrong else 'passed'} {took/60:5.1f} min  {path.stem}", wrong, flush=True)
     sys.exit(2 if failed else 0)

@@ -19,7 +19,9 @@ def notebooks(root: Path) -> list:
 
 def cells(path: Path, kind: str = None) -> list:
     "The cells of a notebook, of one kind or all"
-    return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if kind in (None, c["cell_type"])]
+    try: found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError) as e: print(f"{path}: is not a notebook ({e})", file=sys.stderr); sys.exit(2)
+    return [c for c in found if kind in (None, c["cell_type"])]
 
 
 def source(cell): return "".join(cell["source"])
@@ -66,6 +68,7 @@ def in_code(cell):
 
 def in_prose(cell):
     "Faults of one cell of text; code in it may hold anything"
+    if re.match(r"`?(<{7}|={7}|>{7})", source(cell)): yield "is left from a merge: choose one side"
     text = re.sub(r"^(```+|~~~+).*?^\1|(`+)[^`\n]*\2|\$\$.*?\$\$|\$[^$\n]*\$", "", source(cell), flags=re.M | re.S)
     if found := QUARTO.search(text): yield f"holds Quarto's syntax ({found.group().strip()[:40]}), which GitHub and Colab show as it is"
 

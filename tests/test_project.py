@@ -112,6 +112,7 @@ FAULTS = {
     "class": ("index", prose, grow("\n\n[a word]{.unnumbered}"), "Quarto"),
     "shortcode": ("00_data", prose, grow("\n{{< include x.qmd >}}"), "Quarto"),
     "reference": ("00_data", prose, grow(" as @fig-loss shows"), "Quarto"),
+    "merge": ("03_tune", prose, lambda c: c.update(source="`<<<<<<< HEAD`"), "merge"),
     "option": ("04_generate", shown, lambda c: c.update(source="#| fig-cap: Loss\n" + source(c)), "fig-cap"),
     "later page": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.train import train\n1"), "imports train"),
     "later module": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox import run\n1"), "imports run"),
@@ -133,6 +134,12 @@ def test_what_looks_like_a_fault(plant):
     assert plant("00_data", prose, grow("\n\n`::: {.x}` and $x_{.a}$\n\n```\n::: note\n:::\n```\n"))[:2] == (0, [])
     assert plant("03_tune", shown, reads("runs/quickstart/best"))[:2] == (0, [])
     assert plant("02_model", lambda c: shown(c) and source(c).count("\n") > 3, lambda c: c.update(source="list.sort([1])", outputs=[]))[:2] == (0, [])
+
+
+def test_not_a_notebook(tmp_path):
+    (tmp_path/"nbs").mkdir(); (tmp_path/"nbs/00_a.ipynb").write_text('<<<<<<< HEAD\n{"cells": []}')
+    done = subprocess.run([sys.executable, ROOT/".ci/notebooks.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "00_a.ipynb: is not a notebook" in done.stderr
 
 
 def test_a_page_that_was_never_run(plant, tmp_path):

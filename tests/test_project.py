@@ -170,11 +170,6 @@ def test_readme_begins_with_two_commands():
     assert all(word in fences[1] for word in ("[dev]", "nbdev_test", "pytest"))
 
 
-def test_links_of_the_readme():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT/"README.md").read_text(encoding="utf-8"))
-    assert len(links) > 15 and not [link for link in links if not (ROOT/link).exists()]
-
-
 def test_version_in_one_place():
     "settings.ini has it; what is made from it or cites it agrees"
     yaml, version = pytest.importorskip("yaml"), ini()["version"]

@@ -200,7 +200,7 @@ def attention_kinds(
     if isinstance(value, list): return set().union(*map(attention_kinds, value))
     return set() if isinstance(value, int) or value == "all" else {str(value)}
 
-# %% ../nbs/03_recipe.ipynb #a4547992
+# %% ../nbs/03_recipe.ipynb #72886758
 def sort_key(
     key: str, # of a recipe
     value, # its value
@@ -215,7 +215,7 @@ def sort_key(
         if value in harmless or key == "attention_config" and isinstance(value, list) and attention_kinds(value) <= set(harmless): return "ignored"
         raise NeoxError(f"{key} ({neox['refused'][key]['meaning']}): {value} cannot apply here; remove it, or train with gpt-neox itself")
     if key in neox["ignored"]: return "ignored"
-    raise NeoxError(f"{key}: unknown key{nearest(key, MODEL_KEYS | TRAIN_KEYS | set(neox['ignored']))}")
+    raise NeoxError(f"{key}: unknown key{nearest(key, MODEL_KEYS | TRAIN_KEYS)}")
 
 # %% ../nbs/03_recipe.ipynb #43aef365
 @dataclass

@@ -141,7 +141,7 @@ def device_bytes(
     import psutil
     return psutil.virtual_memory().total
 
-# %% ../nbs/03_run.ipynb #dc8e7420
+# %% ../nbs/03_run.ipynb #000f6fb7
 def check_memory(
     config: ModelConfig, # of the model
     c: TrainConfig, # its micro-batch
@@ -151,7 +151,7 @@ def check_memory(
     need, there = training_bytes(config, c.train_micro_batch_size_per_gpu), device_bytes(device)
     if need > there:
         raise NeoxError(f"training this model needs about {need/1e9:,.0f} GB of memory, the {device} has {there/1e9:,.0f} GB; lower num_layers, hidden_size, "
-                        "seq_length or train_micro_batch_size_per_gpu, or try all the same with --force")
+                        "seq_length or train_micro_batch_size_per_gpu, or try all the same with --force (force=True in Python)")
 
 # %% ../nbs/03_run.ipynb #d388d203
 @dataclass

@@ -80,7 +80,7 @@ def load_state(
     if facts["scaler"] and run.accelerator.scaler: run.accelerator.scaler.load_state_dict(facts["scaler"])
     run.step, run.best, run.seconds = facts["step"], facts["best"], facts["seconds"]
 
-# %% ../nbs/03_train.ipynb #03c96c19
+# %% ../nbs/03_train.ipynb #894564b4
 def claim_folder(
     run: Run, # about to start
 ) -> bool: # whether it resumes
@@ -91,7 +91,7 @@ def claim_folder(
     if path.exists():
         theirs = same(read_recipe(path))
         differ = [f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)]
-        if differ: raise NeoxError(f"{run.folder} holds another run ({'; '.join(differ)}); give another --checkpoint_dir, or the same settings")
+        if differ: raise NeoxError(f"{run.folder} holds another run ({'; '.join(differ)}); give another folder (--checkpoint_dir, or save=), or the same settings")
     elif run.folder.exists() and any(p.name != ".config.yml.tmp" for p in run.folder.iterdir()): raise NeoxError(f"{run.folder}: holds other files; give another --checkpoint_dir")
     try:
         run.folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 extras = {k.removesuffix("_requirements"): cfg[k].split() for k in cfg if k.endswith("_requirements")}
-extras["all"] = sorted({r for name, rs in extras.items() if name != "dev" for r in rs})
+extras["all"] = sorted({r for name, rs in extras.items() if name not in ("dev", "docs") for r in rs})
 
 
 def readme():

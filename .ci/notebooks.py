@@ -102,7 +102,8 @@ def faults(root: Path = ROOT) -> list:
     for path in notebooks(root):
         code, each = cells(path, "code"), list(enumerate(cells(path), 1))
         here = [(n, c, f) for n, c in each for f in {"code": in_code, "markdown": in_prose}.get(c["cell_type"], lambda c: ())(c)]
-        if code and sum(bool(c["outputs"]) for c in code) <= len(code)/4:
+        seen = [c for c in code if not re.search(r"^#\| *hide\b", source(c), re.M)]
+        if seen and sum(bool(c["outputs"]) for c in seen) <= len(seen)/4:
             here.append((*next((n, c) for n, c in each if c["cell_type"] == "code"), "is the first of a page with next to no outputs: run the page"))
         here += [*in_module(root, path), *in_order(known, path)]
         found += [(path.relative_to(root).as_posix(), n, next(iter(body(source(c)).splitlines() or source(c).splitlines()), "")[:60], f)

@@ -1,0 +1,183 @@
+"The documentation site: its glue cell by cell, then every page in a real browser"
+import functools, http.server, importlib.util, json, shutil, subprocess, tarfile, threading, time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+for needed in ("sphinx", "myst_nb", "nbdev"): pytest.importorskip(needed, reason="the site wants: pip install -e '.[docs]'")
+if not (ROOT/".ci"/"docs.py").exists(): pytest.skip("no clone here", allow_module_level=True)
+import nbformat
+
+WIDE, NARROW = 1280, 390
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def docs():
+    "The glue as a module"
+    spec = importlib.util.spec_from_file_location("docs_glue", ROOT/".ci"/"docs.py")
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def notebook(docs, tmp_path, monkeypatch):
+    "Converts a notebook of the given cells, as `nbs/03_page.ipynb` of a repository of its own"
+    monkeypatch.setattr(docs, "ROOT", tmp_path); (tmp_path/"nbs"/"tutorials").mkdir(parents=True)
+    (tmp_path/"LICENSE").write_text("free")
+    def convert(*cells, name="03_page"):
+        new = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
+        nb = nbformat.v4.new_notebook(cells=[new["markdown"]("# A page\n> Its lead"), *(new[kind](text) for kind, text in cells)])
+        nbformat.write(nb, tmp_path/"nbs"/f"{name}.ipynb")
+        anchors = {name: docs.headings(nb), "02_model": {"How-big-is-it?": "how-big-is-it"}, "tutorials/debugging": {}}
+        return docs.convert(name, anchors, {"base.html#nearest": "nearest"})[1].cells
+    return convert
+
+
+def test_links(notebook):
+    text = notebook(("markdown", "## The `big` step\n[a](02_model.ipynb#How-big-is-it?) [b](tutorials/debugging.ipynb) [c](LICENSE) [d](#The-big-step) [e](https://arxiv.org/x)\n```\n[f](no.ipynb)\n```"))[1].source
+    for made in ("[a](model.ipynb#how-big-is-it)", "[b](tutorials/debugging.ipynb)", "blob/main/LICENSE)", "[d](page.ipynb#the-big-step)", "[e](https://arxiv.org/x)", "[f](no.ipynb)"):
+        assert made in text, made
+    assert "[up](../model.ipynb)" in notebook(("markdown", "[up](../02_model.ipynb)"), name="tutorials/debugging")[1].source
+
+
+@pytest.mark.parametrize("kind, text, word", [
+    ("markdown", "::: {.callout-note}\nlost\n:::", "Quarto"), ("markdown", "## A part {.unnumbered}", "Quarto"), ("markdown", "{{< video x >}}", "Quarto"), ("markdown", "see @fig-loss", "Quarto"),
+    ("code", "#| layout-ncol: 2\n1 + 1", "layout-ncol"), ("markdown", "[x](02_model.ipynb#No-such-part)", "no heading"), ("markdown", "[x](05_none.ipynb)", "no notebook"), ("markdown", "[x](gone.md)", "dead link")])
+def test_what_cannot_be_shown_is_named_with_its_cell(notebook, docs, kind, text, word):
+    with pytest.raises(docs.SiteError, match=r"nbs/03_page\.ipynb, cell \d") as raised: notebook(("markdown", "Before."), (kind, text))
+    assert word in str(raised.value) and text.splitlines()[0][:40] in str(raised.value)
+
+
+def test_quarto_in_code_is_text(notebook):
+    assert "{.unnumbered}" in notebook(("markdown", "Write no `{.unnumbered}`.\n```\n:::\n```"))[1].source
+
+
+def test_options_become_tags(notebook):
+    cells = notebook(("code", "#| slow\n#| echo: false\nfig.set(xlabel='step', title='The loss')"), ("code", "#| hide\nsecret = 1"))
+    assert [c.source for c in cells[1:]] == ["fig.set(xlabel='step', title='The loss')"]
+    assert cells[1].metadata.tags == ["remove-input"] and cells[1].metadata.mystnb.image.alt == "Figure: step; The loss"
+
+
+def test_definition(docs):
+    block = docs.api("shakespeare_neox.base", "nearest")
+    for part in ("{py:function} nearest(name: str, known: list) -> str", "| `name` | `str` | what was typed |", "base.py#L", "def nearest("): assert part in block, part
+
+
+def test_every_page_has_its_place(docs):
+    assert docs.sections(["index", "02_model", "map"]) == {"Start": ["index"], "Build the model": ["02_model"], "Reference": ["map"]}
+    with pytest.raises(docs.SiteError, match="nbs/essay.ipynb"): docs.sections(["index", "essay"])
+
+
+@pytest.fixture(scope="module")
+def site(docs, tmp_path_factory):
+    "The built site, served on loopback: its folder and address"
+    work = tmp_path_factory.mktemp("site"); docs.write(work/"site"); docs.build(work/"site", work/"html")
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=work/"html"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield work/"html", f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def pages(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.html") if "_static" not in p.parts)
+
+
+@pytest.fixture(scope="module")
+def browser(site):
+    "Headless Chromium that writes down its console and its requests"
+    webdriver = pytest.importorskip("selenium.webdriver"); driver = shutil.which("chromedriver")
+    if not CHROMIUM or not driver: pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions(); options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"): options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def visit(browser, url, width=WIDE, theme="light"):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=theme)]))
+    browser.get(url); assert browser.execute_script("return document.documentElement.dataset.theme") == theme
+
+
+def until(browser, script, seconds=15):
+    end = time.time() + seconds
+    while not (value := browser.execute_script(script)) and time.time() < end: time.sleep(.1)
+    return value
+
+
+def test_every_page_loads_whole(site, browser):
+    folder, address = site; wrong = []
+    for page in pages(folder):
+        visit(browser, f"{address}/{page}")
+        wrong += [(page, e["message"]) for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+        events = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        wrong += [(page, "asks " + u[:80]) for u in asked if not u.startswith((address, "data:", "blob:"))]
+        wrong += [(page, "image", src) for src in browser.execute_script("return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")]
+        wrong += [(page, "no alt", src[:60]) for src in browser.execute_script("return [...document.images].filter(i => !i.alt).map(i => i.src)")]
+    assert len(pages(folder)) >= 18 and wrong == []
+
+
+def test_every_link_and_anchor_leads_somewhere(site, browser):
+    folder, address = site; ids, links = {}, set()
+    for page in pages(folder):
+        visit(browser, f"{address}/{page}")
+        ids[f"{address}/{page}"] = set(browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")) | {""}
+        links |= {(page, href) for href in browser.execute_script("return [...document.querySelectorAll('a[href]')].map(e => e.href)") if href.startswith(address)}
+    dead = [(page, href) for page, href in links for path, _, anchor in [href.partition("#")]
+            if path in ids and anchor not in ids[path] or path not in ids and not (folder/path.removeprefix(address).lstrip("/")).exists()]
+    assert len(links) > 500 and dead == []
+    visit(browser, f"{address}/map.html")
+    browser.execute_script("[...document.querySelectorAll('a')].find(a => a.href.endsWith('#the-step')).click()")
+    assert until(browser, "return location.pathname == '/run.html' && Math.abs(document.querySelector('#the-step').getBoundingClientRect().top) < 300")
+
+
+def test_search_finds_rotary(site, browser):
+    visit(browser, f"{site[1]}/search.html?q=rotary")
+    href = until(browser, "return [...document.querySelectorAll('#search-results li a')].map(a => a.href).find(h => h.includes('/model.html'))")
+    assert href
+    visit(browser, href); assert "rotary" in browser.find_element("tag name", "article").text.lower()
+
+
+def test_math_is_typeset(site, browser):
+    visit(browser, f"{site[1]}/model.html")
+    assert until(browser, "return document.querySelectorAll('article mjx-container svg').length > 0")
+    assert browser.execute_script("return document.querySelectorAll('mjx-merror').length") == 0
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_nothing_runs_over(site, browser, width):
+    over = []
+    for page in pages(site[0]):
+        visit(browser, f"{site[1]}/{page}", width)
+        if (seen := browser.execute_script("return document.documentElement.scrollWidth")) > width: over.append((page, seen))
+    assert over == []
+
+
+def test_home_is_one_screen(site, browser):
+    visit(browser, f"{site[1]}/index.html")
+    assert browser.execute_script("return document.querySelector('.proven table').getBoundingClientRect().bottom") < 1000
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    "axe-core, from npm"
+    folder = tmp_path_factory.mktemp("axe"); npm = shutil.which("npm")
+    if not npm or subprocess.run([npm, "pack", "axe-core@4", "--silent"], cwd=folder, capture_output=True, timeout=60).returncode: pytest.skip("axe-core cannot be had from npm")
+    with tarfile.open(next(folder.glob("*.tgz"))) as packed: return packed.extractfile("package/axe.min.js").read().decode()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("part", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_axe_finds_no_serious_fault(site, browser, axe, theme, part):
+    faults = []
+    for page in ["index.html", "tutorials/datasets.html", "reference/commands.html", "base.html"] if part == "some" else pages(site[0]):
+        visit(browser, f"{site[1]}/{page}", theme=theme); browser.execute_script(axe)
+        found = browser.execute_async_script("const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations.map(v => [v.impact, v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)])))")
+        faults += [(page, *f) for f in found if f[0] in ("serious", "critical")]
+    assert faults == [], "\n".join(map(str, faults))

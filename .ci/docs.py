@@ -15,14 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LIB = get_config().lib_name
 GITHUB, HOME, BRANCH = get_config().git_url, get_config().doc_host + get_config().doc_baseurl, get_config().branch
 COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
-SIDEBAR = {"Start": "index", "Build the model": "0[0-2]_*", "Train": "03_*", "Use": "0[4-9]_*", "Tutorials": "tutorials/*", "Reference": "map reference/*"}
+SIDEBAR = {"Start": "index", "Build the model": "0[0-2]_*", "Train": "03_*", "Use": "0[4-8]_*", "Tutorials": "tutorials/*",
+           "Reference": "map reference/*", "Benchmarks": "09_*"}
+START, FIRST = "Getting started", "tutorials/shakespeare_training_notebook.ipynb"
 MADE = ["reference/commands", "reference/credits"]         # pages that come from the code and from all notebooks together
 SILENT = ("slow", "cuda", "network", "hide_input", "eval")  # options that change a test or were dealt with by nbdev
 TAGS = {"echo: false": "remove-input", "output: false": "remove-output", "include: false": "remove-cell", "code-fold: true": "hide-input"}
 QUARTO = re.compile(r"^:{3,}|\{[.#][\w-]+[^}]*\}|\{\{<|^\{target=|(?<![\w`])@(fig|tbl|sec|eq)-\w", re.M)
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
-
-
+BADGE = re.compile(r"<a href=\S+><img src=\S+badge.svg\S*[^>]*></a>")
 ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M2 14 13 2l1 1L5 14z" fill="#459db9"/></svg>'     # a quill
 
 
@@ -36,10 +37,13 @@ def page(name: str) -> str:
     return re.sub(r"(^|/)\d+[a-z]?_", r"\1", name)
 
 
+def written(nb) -> str: return "\n\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+
+
 def headings(nb) -> dict:
     "Jupyter's anchor of each heading of a notebook, and the site's"
-    prose = "\n\n".join(CODE.sub(lambda m: m[0].strip("`") if not m[0].startswith("```") else "", c.source) for c in nb.cells if c.cell_type == "markdown")
-    return {text.strip().replace(" ", "-"): make_id(text) for text in re.findall(r"^#+ +(.+)$", prose, re.M)}
+    text = CODE.sub(lambda m: "" if m[0].startswith("```") else m[0].strip("`"), written(nb))
+    return {h.strip().replace(" ", "-"): make_id(h) for h in re.findall(r"^#+ +(.+)$", text, re.M)}
 
 
 def link(name: str, target: str, anchors: dict) -> str:
@@ -65,7 +69,12 @@ def prose(name: str, text: str, anchors: dict, symbols: dict) -> str:
                    for part in re.split(r"(^```.*?^```)", text, flags=re.M | re.S))
 
 
-def cell_text(value) -> str: return "" if value is None else f"`{ast.unparse(value)}`".replace("|", r"\|")
+def table(head: list, rows: list) -> str:
+    "A Markdown table"
+    return "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |" for row in [head, ["---"]*len(head), *rows])
+
+
+def cell_text(value) -> str: return "" if value is None else f"`{ast.unparse(value)}`"
 
 
 def parameters(node, notes: dict) -> str:
@@ -73,10 +82,11 @@ def parameters(node, notes: dict) -> str:
     args = node.args; plain = args.posonlyargs + args.args
     rows = [*zip(plain, [None]*(len(plain) - len(args.defaults)) + args.defaults), *([(args.vararg, None)] if args.vararg else []),
             *zip(args.kwonlyargs, args.kw_defaults), *([(args.kwarg, None)] if args.kwarg else [])]
-    rows = [[f"`{a.arg}`", cell_text(a.annotation), cell_text(d), (notes.get(a.arg) or "").replace("|", r"\|")] for a, d in rows if a.arg not in ("self", "cls")]
-    if node.returns is not None or notes.get("return"): rows.append(["*gives*", cell_text(node.returns), "", (notes.get("return") or "").replace("|", r"\|")])
-    kept = [i for i in range(4) if i == 0 or any(r[i] for r in rows)]                                   # no empty columns
-    return "\n".join("| " + " | ".join(r[i] for i in kept) + " |" for r in [["parameter", "type", "default", "meaning"], ["---"]*4, *rows]) if len(kept) > 1 else ""
+    rows = [[f"`{a.arg}`", cell_text(a.annotation), cell_text(d), notes.get(a.arg) or ""] for a, d in rows if a.arg not in ("self", "cls")]
+    if node.returns is not None or notes.get("return"): rows.append(["*gives*", cell_text(node.returns), "", notes.get("return") or ""])
+    columns = [c for c in zip(["parameter", "type", "default", "meaning"], *rows) if any(c[1:])]          # no empty ones
+    head, *rows = zip(*columns) if len(columns) > 1 else [()]
+    return table(head, rows) if head else ""
 
 
 def constructor(node):
@@ -92,7 +102,7 @@ def api(module: str, name: str, depth: int = 0) -> str:
     "The block of one definition: signature, source link, table of parameters, code"
     obj = importlib.import_module(module)
     for part in name.split("."): holder, obj = obj, getattr(obj, part)
-    if "." in name and not callable(obj): static = inspect.getattr_static(holder, part); obj = getattr(static, "fget", None) or static.func   # a property
+    if "." in name and not callable(obj): obj = inspect.getattr_static(holder, part); obj = getattr(obj, "fget", None) or obj.func      # a property
     lines, start = inspect.getsourcelines(obj); source = textwrap.dedent("".join(lines)).rstrip()
     node = ast.parse(source).body[0]; is_class = isinstance(node, ast.ClassDef); made = constructor(node) if is_class else node
     made.args.args = [a for a in made.args.args if a.arg not in ("self", "cls")]
@@ -113,32 +123,39 @@ def figure_alt(source: str) -> str:
     return "Figure: " + (re.sub(r"\{[^}]*\}", "…", "; ".join(dict.fromkeys(words))) or "made by the code above")
 
 
+def wide(outputs: list) -> str:
+    "The class of a figure that a phone cannot show whole: more than 700 pixels across, as its PNG header says"
+    pictures = [base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    return "wide" if any(int.from_bytes(p[16:20]) > 700 for p in pictures) else ""
+
+
 def convert(name: str, anchors: dict, symbols: dict):
     "One notebook as MyST-NB reads it"
-    raw = nb = read_nb(ROOT/"nbs"/f"{name}.ipynb")
-    module = next((f"{LIB}.{m}" for c in raw.cells for m in re.findall(r"^#\| *default_exp (\w+)", c.source, re.M)), None)
+    nb = read_nb(ROOT/"nbs"/f"{name}.ipynb")
+    module = next((f"{LIB}.{m}" for c in nb.cells for m in re.findall(r"^#\| *default_exp (\w+)", c.source, re.M)), None)
     run = [p for p in FilterDefaults().procs() if p.__name__ not in ("exec_show_docs", "insert_warning")]   # nothing is executed
     NBProcessor(nb=nb, procs=run).process()
     meta, cells = {**nb.frontmatter_}, []
-    if name == "index": meta["title"] = "Getting started"
+    if name == "index": meta["title"] = START
     for i, cell in enumerate(nb.cells):
         try:
             if cell.cell_type == "raw": continue
             source = cell.source
             if cell.cell_type == "markdown":
-                if source := re.sub(r"<a href=\S+><img src=\S+badge.svg\S*[^>]*></a>", "", source).strip(): cells.append(nbformat.v4.new_markdown_cell(prose(name, source, anchors, symbols)))
+                if source := BADGE.sub("", source).strip(): cells.append(nbformat.v4.new_markdown_cell(prose(name, source, anchors, symbols)))
                 continue
             if shown := re.search(r"^show_doc\(([\w.]+)", source, re.M):
                 cells.append(nbformat.v4.new_markdown_cell(api(module, shown[1]))); continue
             options = re.findall(r"^#\| *(.+?) *$", source, re.M)
-            if unknown := [o for o in options if o not in TAGS and o.split(":")[0].split()[0] not in SILENT]: raise SiteError(f"the option {unknown[0]!r} is not known here")
+            unknown = [o for o in options if o not in TAGS and o.split(":")[0].split()[0] not in SILENT]
+            if unknown: raise SiteError(f"the option {unknown[0]!r} is not known here")
             body = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
-            tags = [TAGS[o] for o in options if o in TAGS]
             outputs = nbformat.from_dict(json.loads(json.dumps(cell.get("outputs", []), default=dict)))
             for o in outputs:
                 if "text/markdown" in o.get("data", {}): o.data["text/markdown"] = prose(name, "".join(o.data["text/markdown"]), anchors, symbols)
             if not body and not outputs: continue
-            cells.append(nbformat.v4.new_code_cell(body, outputs=outputs, metadata={"tags": tags, "mystnb": {"image": {"alt": figure_alt(body)}}}))
+            seen = {"tags": [TAGS[o] for o in options if o in TAGS], "mystnb": {"image": {"alt": figure_alt(body), "classes": wide(outputs)}}}
+            cells.append(nbformat.v4.new_code_cell(body, outputs=outputs, metadata=seen))
         except SiteError as e: raise SiteError(f"nbs/{name}.ipynb, cell {i} ({cell.source.strip().splitlines()[0][:60]}): {e}") from None
     file = f"nbs/{name}.ipynb"
     head = [f"# {meta['title']}", f"<div class=\"lead\">\n\n{meta.get('description', '')}\n\n</div>",
@@ -161,44 +178,39 @@ def commands() -> str:
     for script in get_config().console_scripts.split():
         name, module, main = re.split("[=:]", script)
         parser = make_parser(getattr(importlib.import_module(module), main.removesuffix("_main")))
-        rows = [(", ".join(f"`{o}`" for o in a.option_strings) or f"`{a.dest}`", (a.help or "").replace("%%", "%").replace("|", r"\|")) for a in parser._actions]
+        once = lambda spellings: dict.fromkeys("--" + s[2:].replace("-", "_") if s.startswith("--") else s for s in spellings)
+        rows = [(", ".join(f"`{o}`" for o in once(a.option_strings or [a.dest])), (a.help or "").replace("%%", "%")) for a in parser._actions]
         usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: ")).strip()
-        table = "\n".join(["| flag | meaning |", "|---|---|", *(f"| {f} | {h} |" for f, h in rows)])
-        parts.append(f"## {name}\n\n{parser.description.rstrip('.')}. Made by {{py:obj}}`{name}`.\n\n```text\n{usage}\n```\n\n{table}")
+        lead = f"{parser.description.rstrip('.')}. Made by {{py:obj}}`{name}`."
+        parts.append(f"## {name}\n\n{lead}\n\n```text\n{usage}\n```\n\n{table(['flag', 'meaning'], rows)}")
     return "\n\n".join(parts) + "\n"
 
 
 def credits(names: list) -> str:
     "Every paper, repository and other source that the notebooks link to, and where"
-    found = {}
+    found, parts = {}, {"Papers": [], "Repositories": [], "Courses, standards and other pages": []}
     for name in names:
         nb = read_nb(ROOT/"nbs"/f"{name}.ipynb")
-        title = re.search(r"^# (.+)", "\n".join(c.source for c in nb.cells if c.cell_type == "markdown"), re.M)[1]
-        texts = [c.source for c in nb.cells if c.cell_type == "markdown"] + ["".join(o.data["text/markdown"]) for c in nb.cells if c.cell_type == "code"
-                 for o in c.outputs if "text/markdown" in o.get("data", {})]
-        for label, url in re.findall(r"(?<!!)\[([^\]]+)\]\((https?://[^)\s]+)\)", "\n".join(texts)):
+        title = START if name == "index" else re.search(r"^# (.+)", written(nb), re.M)[1]
+        tables = ["".join(o.data["text/markdown"]) for c in nb.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+        for label, url in re.findall(r"(?<!!)\[([^\]]+)\]\((https?://[^)\s]+)\)", "\n".join([written(nb), *tables])):
             if url.startswith((HOME, GITHUB, COLAB)): continue
+            if repository := re.match(r"https://github\.com/([^/]+/[^/#]+)", url): url, label = repository[0], repository[1]
             labels, pages = found.setdefault(url.rstrip("/"), ([], {})); labels.append(label); pages[page(name)] = title
-    def kind(url): return "Papers" if re.search(r"arxiv\.org|aclanthology|jmlr|proceedings|doi\.org|openreview", url) else "Repositories" if re.match(r"https://github\.com/[^/]+/[^/]+", url) else "Courses, standards and other pages"
-    parts = ["# Credits\n\nWhat this library learns from. The facts and formulas are theirs; each page that uses one says so at its place."]
-    for part in ("Papers", "Repositories", "Courses, standards and other pages"):
-        rows = sorted((re.sub(r"https://github\.com/([^/]+/[^/]+).*", r"\1", url) if part == "Repositories" else max(labels, key=len).replace("|", r"\|"), url,
-                       ", ".join(f"[{t}](../{p}.ipynb)" for p, t in pages.items())) for url, (labels, pages) in found.items() if kind(url) == part)
-        parts.append(f"## {part}\n\n" + "\n".join(["| source | used in |", "|---|---|", *(f"| [{label}]({url}) | {pages} |" for label, url, pages in rows)]))
-    return "\n\n".join(parts) + "\n"
+    for url, (labels, pages) in found.items():
+        paper, repository = re.search(r"arxiv\.org|aclanthology|jmlr|proceedings|doi\.org|openreview", url), url.startswith("https://github.com")
+        row = f"[{max(labels, key=len)}]({url})", ", ".join(f"[{t}](../{p}.ipynb)" for p, t in pages.items())
+        parts["Papers" if paper else "Repositories" if repository else "Courses, standards and other pages"].append(row)
+    lead = "# Credits\n\nWhat this library learns from. The facts and formulas are theirs; each page that uses one says so at its place."
+    return "\n\n".join([lead, *(f"## {part}\n\n{table(['source', 'used in'], sorted(rows))}" for part, rows in parts.items())]) + "\n"
 
 
-def home(nb, meta: dict, toctrees: str) -> str:
-    "The first screen: the picture, the commands and the table of what is proven, out of index.ipynb"
-    text = "\n\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
-    fences = re.findall(r"^```sh\n.*?^```", text, re.M | re.S)[:2]
-    proven = re.search(r"^## What is proven.*?\n(.+?)(?=^## |\Z)", text, re.M | re.S)
-    picture = next((c for c in nb.cells if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))), None)
-    if len(fences) < 2 or not proven or not picture: raise SiteError("nbs/index.ipynb: needs a picture, two sh fences and a part `What is proven`")
-    claims = proven[1].strip()
-    if claims.startswith("- "):                                   # a list becomes a table: what holds, and by how much
-        cut = [re.split(r": |; ", line[2:].rstrip("."), maxsplit=1) + [""] for line in claims.splitlines() if line.startswith("- ")]
-        claims = "\n".join(["| what is proven | how far |", "|---|---|", *(f"| {c[0]} | {c[1]} |" for c in cut)])
+def home(nb, meta: dict, toctrees: str) -> tuple:
+    "The first screen out of index.ipynb: picture, commands, the table of what is proven; and the picture's bytes"
+    fences = re.findall(r"^```sh\n.*?^```", written(nb), re.M | re.S)[:2]
+    proven = re.search(r"^## What is proven.*?^(\|.+?)\n(?!\|)", written(nb), re.M | re.S)
+    pictures = [(c.source, o.data["image/png"]) for c in nb.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    if len(fences) < 2 or not proven or not pictures: raise SiteError("nbs/index.ipynb: needs a picture, two sh fences and a table `What is proven`")
     return f"""# {LIB}
 
 <div class="lead">
@@ -207,7 +219,7 @@ def home(nb, meta: dict, toctrees: str) -> str:
 
 </div><div class="home"><div>
 
-![{figure_alt(picture.source)}](picture.png)
+![{figure_alt(pictures[0][0])}](picture.png)
 
 </div><div>
 
@@ -215,16 +227,19 @@ def home(nb, meta: dict, toctrees: str) -> str:
 
 {fences[1]}
 
-[Start](start.ipynb){{.button}} [The model](model.ipynb){{.button}} [Open in Colab]({COLAB}/blob/{BRANCH}/nbs/02_model.ipynb){{.button}} [GitHub]({GITHUB}){{.button}}
+</div></div>
 
-</div></div><div class="proven">
+[{START}](start.ipynb){{.button}} [Train your first model]({FIRST}){{.button}} [The model](model.ipynb){{.button}}
+[Open in Colab]({COLAB}/blob/{BRANCH}/nbs/{FIRST}){{.button}} [GitHub]({GITHUB}){{.button}}
 
-{claims}
+<div class="proven">
+
+{proven[1]}
 
 </div>
 
 {toctrees}
-""", next(o.data["image/png"] for o in picture.outputs if "image/png" in o.get("data", {}))
+""", base64.b64decode(pictures[0][1])
 
 
 def write(source: Path):
@@ -240,12 +255,12 @@ def write(source: Path):
         leads[page(name)] = (meta["title"], meta.get("description", "")); nbformat.write(nb, target)
         if name == "index": index, index_meta = nb, meta
     (source/"reference").mkdir(exist_ok=True)
-    (source/"reference/commands.md").write_text(commands(), encoding="utf-8"); leads[MADE[0]] = ("Commands", "the flags of each command")
-    (source/"reference/credits.md").write_text(credits(names), encoding="utf-8"); leads[MADE[1]] = ("Credits", "papers, courses and repositories that this learns from")
+    for made, text in zip(MADE, (commands(), credits(names))): (source/f"{made}.md").write_text(text, encoding="utf-8")
+    leads |= {MADE[0]: ("Commands", "the flags of each command"), MADE[1]: ("Credits", "papers, courses and repositories that this learns from")}
     tree = {caption: [page(n) for n in ns] for caption, ns in sections(names + MADE).items()}
     toctrees = "\n\n".join(f"```{{toctree}}\n:caption: {c}\n:hidden:\n\n" + "\n".join(ps) + "\n```" for c, ps in tree.items())
     text, picture = home(index, index_meta, toctrees)
-    (source/"index.md").write_text(text, encoding="utf-8"); (source/"picture.png").write_bytes(base64.b64decode(picture))
+    (source/"index.md").write_text(text, encoding="utf-8"); (source/"picture.png").write_bytes(picture)
     listed = "\n\n".join(f"## {c}\n\n" + "\n".join(f"- [{leads[p][0]}]({HOME}/{p}.html): {leads[p][1]}" for p in ps) for c, ps in tree.items())
     (source/"llms.txt").write_text(f"# {LIB}\n\n> {index_meta['description']}\n\n{listed}\n", encoding="utf-8")
 
@@ -256,16 +271,22 @@ def build(source: Path, out: Path):
     shutil.copy(ROOT/".ci/docs.css", static)
     (static/"icon.svg").write_text(ICON)
     shutil.copy(next(f for f in files("sphinx-mathjax-offline") if f.name == "tex-svg.js").locate(), static)
-    conf = dict(project=LIB, author=get_config().author, copyright=get_config().copyright, html_title=LIB, language="en", extensions=["myst_nb", "sphinx_copybutton", "sphinx.ext.githubpages"],
-                html_theme="sphinx_book_theme", html_context={"default_mode": "auto"}, html_static_path=[str(static)], html_favicon=str(static/"icon.svg"), html_css_files=["docs.css"], html_extra_path=[str(source/"llms.txt")], exclude_patterns=["_static"],
-                nb_execution_mode="off", nb_render_markdown_format="myst", nb_merge_streams=True, myst_enable_extensions=["dollarmath", "amsmath", "alert", "attrs_inline"],
-                myst_heading_anchors=4, myst_heading_slug_func="docutils.nodes.make_id", nitpicky=True, nitpick_ignore_regex=[(r"py:(?!obj).*", ".*")],
-                mathjax_path="tex-svg.js", add_function_parentheses=False, pygments_style="tango", html_show_sourcelink=False, html_copy_source=False,
-                html_theme_options=dict(navbar_start=[], navbar_center=[], navbar_end=[], navbar_persistent=[], repository_url=GITHUB, use_repository_button=True, use_download_button=False, show_toc_level=2))
+    theme = dict.fromkeys(("navbar_start", "navbar_center", "navbar_end", "navbar_persistent"), [])      # else a second header appears
+    theme |= dict(repository_url=GITHUB, use_repository_button=True, use_download_button=False, show_toc_level=2)
+    conf = dict(project=LIB, author=get_config().author, copyright=get_config().copyright, html_title=LIB, language="en",
+                extensions=["myst_nb", "sphinx_copybutton", "sphinx.ext.githubpages"], exclude_patterns=["_static"],
+                html_theme="sphinx_book_theme", html_theme_options=theme, html_context={"default_mode": "auto"}, pygments_style="tango",
+                html_static_path=[str(static)], html_css_files=["docs.css"], html_favicon=str(static/"icon.svg"),
+                html_extra_path=[str(source/"llms.txt")], html_use_index=False, html_show_sourcelink=False, html_copy_source=False,
+                add_function_parentheses=False, nb_execution_mode="off", nb_render_markdown_format="myst", nb_merge_streams=True,
+                myst_enable_extensions=["dollarmath", "amsmath", "alert", "attrs_inline"], myst_heading_anchors=4, mathjax_path="tex-svg.js",
+                myst_heading_slug_func="docutils.nodes.make_id", nitpicky=True, nitpick_ignore_regex=[(r"py:(?!obj).*", ".*")])
     app = Sphinx(source, None, out, source.parent/"doctrees", "html", confoverrides=conf, warningiserror=True, status=None, freshenv=True)
     app.build()
     for file in out.rglob("*.html"):                              # the theme names its search button with other words than it shows
-        file.write_text(re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", file.read_text(encoding="utf-8"), flags=re.S), encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        text = re.sub(r'(<img [^>]*class="wide")', r'\1 tabindex="0"', text)                            # the keyboard can scroll it, too
+        file.write_text(re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", text, flags=re.S), encoding="utf-8")
     if app.statuscode: raise SiteError(f"{app._warncount} warnings, see above")
 
 

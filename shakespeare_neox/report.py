@@ -7,7 +7,7 @@ __all__ = ['LICENCES', 'neox_report_main', 'read_log', 'Log', 'describe', 'Progr
            'start_wandb', 'Board', 'draw_losses', 'TrainResult', 'table', 'figures', 'report_text', 'write_report',
            'model_card', 'upload', 'push_to_hub', 'neox_report']
 
-# %% ../nbs/03_report.ipynb #171b3671
+# %% ../nbs/03_report.ipynb #278f0f73
 import json, os, shutil, signal, sys, tempfile, threading
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
-from .base import NeoxError, command, hub_error, new_folder, say, write_whole
+from .base import NeoxError, command, hub_error, new_folder, say, say_once, write_whole
 from .model import count_parameters, from_hf
 from .recipe import read_recipe
 
@@ -31,25 +31,29 @@ def read_log(
     if not all({"event", "step"} <= e.keys() for e in events): raise NeoxError(f"{path}: damaged; mend or remove the line that is not an event")
     return events
 
-# %% ../nbs/03_report.ipynb #bfc4aaf3
+# %% ../nbs/03_report.ipynb #98734212
 class Log:
     "The events of a run: one line of JSON each"
     def __init__(self,
         path: Path, # log.jsonl
         step: int = 0, # events after this step are dropped
+        writes: bool = True, # whether this process writes the file, not only reads it
     ):
         was = path.read_text() if path.exists() else ""
         old = read_log(path.parent) if was else []
-        self.path, self.events = path, [e for e in old if e["step"] <= step] if step else []
+        self.path, self.events, self.writes, self.whole = path, [e for e in old if e["step"] <= step] if step else [], writes, True
         text = "".join(json.dumps(e) + "\n" for e in self.events)
-        if text != was or not path.exists(): write_whole(path, text)
+        if writes and (text != was or not path.exists()): write_whole(path, text)
 
     def add(self, **event):
         "Appends an event"
         self.events.append(event)
+        if not self.writes: return event
         try:
             with self.path.open("a") as f: f.write(json.dumps(event) + "\n")
-        except OSError as e: raise NeoxError(f"{self.path}: could not be written ({e.strerror}); the last saved state is kept") from None
+        except OSError as e:
+            self.whole = False
+            say_once(f"{self.path}: could not be written ({e.strerror}); the run goes on, its log has gaps")
         return event
 
     def curve(self, kind, key="loss"):
@@ -57,7 +61,7 @@ class Log:
         pairs = [(e["step"], e[key]) for e in self.events if e["event"] == kind]
         return [p[0] for p in pairs], [p[1] for p in pairs]
 
-# %% ../nbs/03_report.ipynb #3f5352b1
+# %% ../nbs/03_report.ipynb #2fe4a0c8
 def describe(
     event: dict, # of the log
     run, # the run that it belongs to
@@ -67,7 +71,7 @@ def describe(
     if event["event"] == "evaluation":
         lines = [l for l in event["sample"].splitlines() if l.strip()][:3]
         return "\n    | ".join([f"{at}  validation loss {event['loss']:.4f}, {event['bits_per_byte']:.3f} bits per byte", *lines])
-    left = (run.c.train_iters - event["step"])*run.c.gradient_accumulation_steps*run.c.train_micro_batch_size_per_gpu*run.config.seq_length/max(1, event["tokens_per_second"])
+    left = (run.c.train_iters - event["step"])*run.c.train_batch_size*run.config.seq_length/max(1, event["tokens_per_second"])
     return f"{at}  loss {event['loss']:.4f}  rate {event['lr']:.1e}  {event['tokens_per_second']:,.0f} tokens/s  {int(left)//60}:{int(left)%60:02d} left"
 
 # %% ../nbs/03_report.ipynb #674ed9d9
@@ -134,7 +138,7 @@ def start_wandb(
     return wandb.init(project=run.c.wandb_project, group=run.c.wandb_group, name=run.c.wandb_run_name or run.folder.name, dir=run.folder, mode=mode,
                       config=run.recipe.settings, settings=wandb.Settings(silent=True, console="off"))
 
-# %% ../nbs/03_report.ipynb #0706f859
+# %% ../nbs/03_report.ipynb #ba5e55f9
 class Board:
     "Sends events to W&B"
     def __init__(self,
@@ -153,9 +157,16 @@ class Board:
             row["samples"] = wandb.Table(columns=["step", "loss", "sample"], data=self.samples)
         self.board.log(row, step=event["step"])
 
-    def finish(self):
-        "Ends the W&B run"
-        if self.board: self.board.finish()
+    def finish(self,
+        best: Path, # the folder of the best model
+    ):
+        "Gives W&B the best model, and ends its run"
+        if not self.board: return
+        import wandb
+        if best.exists():
+            model = wandb.Artifact(f"{best.parent.name}-best", type="model")
+            model.add_dir(best); self.board.log_artifact(model)
+        self.board.finish()
 
 # %% ../nbs/03_report.ipynb #6d2c2760
 def draw_losses(

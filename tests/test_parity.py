@@ -14,7 +14,7 @@ BASICS = dict(num_layers=2, hidden_size=64, num_attention_heads=4, seq_length=24
 TEXT = "ROMEO:\nBut, soft! what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n  Two   spaces, 'tis\n\n"
 GRID = [dict(zip(("rotary_pct", "gpt_j_residual", "no_weight_tying", "use_bias_in_attn_linear"), v))
         for v in itertools.product((0.25, 0.5, 1.0), *[(False, True)]*3)]
-OTHERS = [dict(activation="relu"), dict(activation="silu"), dict(bias_gelu_fusion=True), dict(max_position_embeddings=40), dict(rotary_emb_base=500),
+OTHERS = [dict(activation="relu"), dict(activation="silu"), dict(activation="relu2"), dict(bias_gelu_fusion=True), dict(max_position_embeddings=40), dict(rotary_emb_base=500),
           dict(layernorm_epsilon=0.1), dict(intermediate_size=37), dict(hidden_dropout=0.2, attention_dropout=0.2),
           dict(make_vocab_size_divisible_by=1), dict(num_attention_heads=1), dict(num_layers=1, hidden_size=16, num_attention_heads=2)]
 

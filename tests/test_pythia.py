@@ -90,7 +90,7 @@ def test_pythia_recipe(name, recipe, tmp_path, capsys):
     assert c.padded_vocab_size == size["vocabulary"] and sum(parts.values()) == size["all"]
     assert sum(parts.values()) - parts["embedding"] - parts["head"] == size["inner"]
     assert (c.intermediate_size, c.head_size*c.num_attention_heads) == (4*c.hidden_size, c.hidden_size) and c.rotary_size == c.head_size//4
-    assert (t.adam["lr"], t.min_lr, t.weight_decay, t.train_iters) == (size["lr"], pytest.approx(size["lr"]/10), 0.1, 143000) and t.wants("fp16")
+    assert (t.rates["lr"], t.min_lr, t.weight_decay, t.train_iters) == (size["lr"], pytest.approx(size["lr"]/10), 0.1, 143000) and t.wants("fp16")
     if name in LARGE: assert (c.init_method, c.output_layer_init_method) == ("normal", "scaled_normal")      # theirs name none, so the defaults hold
 
 
@@ -104,7 +104,7 @@ def test_vocabulary_is_padded_for_model_parallelism(tmp_path):
 
 
 @pytest.mark.parametrize("change", [dict(pipe_parallel_size=2), dict(attention_config=[[["flash", "sparse_fixed"], 3]]), dict(gpt_j_tied=True),
-                                    dict(moe_num_experts=8), dict(train_batch_size=1024)], ids=lambda c: next(iter(c)))
+                                    dict(moe_num_experts=8)], ids=lambda c: next(iter(c)))
 def test_what_would_change_the_result_is_refused(change, tmp_path):
     with pytest.raises(NeoxError, match=next(iter(change))): load_config(write(tmp_path/"changed.yml", pythia("70M") | change, False))
 
@@ -131,7 +131,7 @@ NEOX_OPTIMIZERS = ["adam", "onebitadam", "cpu_adam", "cpu_torch_adam", "sm3", "m
 def test_shipped_recipes_open_in_gpt_neox(path):
     "What gpt-neox checks when it opens a recipe: optimizer's type and params, max_position_embeddings, min_lr below the rate"
     settings = read_recipe(path)
-    if "optimizer" not in settings: pytest.skip("an addition to another recipe")
+    if "num_layers" not in settings: pytest.skip("an addition to another recipe")
     optimizer = settings["optimizer"]
     assert optimizer["type"].lower() in NEOX_OPTIMIZERS and "weight_decay" not in optimizer["params"]
     assert settings["max_position_embeddings"] >= settings["seq_length"] and settings["min_lr"] <= optimizer["params"]["lr"]

@@ -13,7 +13,7 @@ from shakespeare_neox.train import saved_steps, train
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 TINY = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary", hidden_dropout=0.1, attention_dropout=0.1,
             data_path="sample", split="90,1,9", train_iters=200, train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=2, precision="fp32",
-            optimizer=dict(type="AdamW", params=dict(lr=3e-3)), warmup=0.05, lr_decay_style="cosine", eval_interval=14, log_interval=1,
+            optimizer=dict(type="Muon", params=dict(lr=0.01, adam_lr=3e-3)), average_steps=4, warmup=0.05, lr_decay_style="cosine", eval_interval=14, log_interval=1,
             checkpoint_factor=4, keep_last_n_checkpoints=2, sample_tokens=4, compile="off", seed=7)
 CHANCE = random.SystemRandom()
 NEOX = [sys.executable, "-c", "from shakespeare_neox.train import neox_train_main as m; m()"]
@@ -23,7 +23,8 @@ def outcome(folder):
     "All that must be the same, to the last bit"
     events = [json.loads(line) for line in (folder/"log.jsonl").read_text().splitlines()]
     scores = [(e["step"], e["loss"], e["bits_per_byte"], e["sample"]) for e in events if e["event"] == "evaluation"]
-    return {**{n: (folder/n/"model.safetensors").read_bytes() for n in ("best", "last")}, "evaluations": scores}
+    state = folder/"state"/f"step_{saved_steps(folder)[-1]}"/"state.safetensors"           # weights, moments and averages
+    return {**{n: (folder/n/"model.safetensors").read_bytes() for n in ("best", "last")}, "state": state.read_bytes(), "evaluations": scores}
 
 
 # real processes, real signals
@@ -94,14 +95,14 @@ def kill_and_go_on(home, name, reference, kills, saves=False):
 
 
 @posix
-def test_killed_twice(home, reference): kill_and_go_on(home, "tiny", reference, 2)
+def test_killed_five_times(home, reference): kill_and_go_on(home, "tiny", reference, 5)
 
 
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("saves", [False, True], ids=["anywhere", "during saves"])
 @pytest.mark.parametrize("round", range(5))
-def test_killed_often(home, reference, round, saves): kill_and_go_on(home, "tiny", reference, 2, saves)
+def test_killed_fifty_times(home, reference, round, saves): kill_and_go_on(home, "tiny", reference, 5, saves)
 
 
 @posix

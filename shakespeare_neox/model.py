@@ -103,17 +103,17 @@ def check_shapes(self: ModelConfig):
         raise NeoxError(f"max_position_embeddings {self.max_position_embeddings} is below seq_length {self.seq_length}")
     if self.padded_vocab_size < self.vocab_size: raise NeoxError(f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}")
 
-# %% ../nbs/02_model.ipynb #12445b26
+# %% ../nbs/02_model.ipynb #e1574719
 def attend(
     q: torch.Tensor, # (B, H, T, D) queries
     k: torch.Tensor, # (B, H, S, D) keys, S - T of them from the past
     v: torch.Tensor, # (B, H, S, D) values
-    mask: torch.Tensor = None, # bool, broadcast to (B, H, T, S); a causal one where none is given and S = T
+    mask: torch.Tensor = None, # bool, True where seen, broadcast to (B, H, T, S); if not given, causal where S = T, else all is seen
     dropout: float = 0.0, # share of the weights that is dropped
 ) -> torch.Tensor: # (B, H, T, D)
     "softmax(q k' / sqrt(D)) v, by the kernel that is fastest"
     T, causal = q.shape[2], mask is None and q.shape[2] == k.shape[2]
-    if not (q.device.type == "cpu" and torch.is_autocast_enabled("cpu")): return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+    if q.device.type != "cpu" or not (torch.is_autocast_enabled("cpu") or q.dtype == torch.bfloat16): return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
     scores = (q*q.shape[-1]**-0.5) @ k.transpose(-2, -1)
     if causal: scores = scores + torch.full((T, T), -torch.inf, dtype=scores.dtype).triu(1)
     elif mask is not None: scores = scores.masked_fill(~mask, -torch.inf)

@@ -138,7 +138,7 @@ def start_wandb(
     return wandb.init(project=run.c.wandb_project, group=run.c.wandb_group, name=run.c.wandb_run_name or run.folder.name, dir=run.folder, mode=mode,
                       config=run.recipe.settings, settings=wandb.Settings(silent=True, console="off"))
 
-# %% ../nbs/03_report.ipynb #ba5e55f9
+# %% ../nbs/03_report.ipynb #a10419ad
 class Board:
     "Sends events to W&B"
     def __init__(self,
@@ -165,7 +165,8 @@ class Board:
         import wandb
         if best.exists():
             model = wandb.Artifact(f"{best.parent.name}-best", type="model")
-            model.add_dir(best); self.board.log_artifact(model)
+            for file in sorted(best.iterdir()): model.add_file(file)
+            self.board.log_artifact(model)
         self.board.finish()
 
 # %% ../nbs/03_report.ipynb #6d2c2760

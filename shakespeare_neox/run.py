@@ -191,7 +191,7 @@ class Run:
     @property
     def scored(self): return self.average.model if self.average and self.average.mean.n_averaged else self.plain_model
 
-# %% ../nbs/03_run.ipynb #a9026f62
+# %% ../nbs/03_run.ipynb #76b9783d
 def check_launch():
     "Raises an error if a launcher asked for what would not happen"
     env = os.environ.get
@@ -199,7 +199,7 @@ def check_launch():
         if env(f"ACCELERATE_USE_{kind}", "").lower() == "true":
             raise NeoxError(f"{kind} is asked for (ACCELERATE_USE_{kind}), but a run here is plain data parallel, each process with the whole model; "
                             "choose distributed_type: MULTI_GPU in accelerate's configuration, or train with gpt-neox itself")
-    if env("ACCELERATE_MIXED_PRECISION") and env("MASTER_ADDR") and not env("WORLD_SIZE"):
+    if env("ACCELERATE_MIXED_PRECISION") and env("MASTER_ADDR") and not env("WORLD_SIZE"):   # its launcher set an address to meet at, and nobody to meet
         raise NeoxError("accelerate was asked for several processes and started one, as it does with --cpu or use_cpu: true; leave that out and give --multi_gpu, on a CPU too, or use torchrun")
 
 # %% ../nbs/03_run.ipynb #2a785e58
@@ -243,16 +243,16 @@ def steps_of(
     "How many steps a run takes"
     return c.train_iters or math.ceil(c.train_epochs*len(windows(len(tokens), seq_length, c.seed, 0))/c.train_batch_size)
 
-# %% ../nbs/03_run.ipynb #f54879ec
+# %% ../nbs/03_run.ipynb #fa56342d
 def check_alike(
     facts: dict, # what must be the same in every process
 ):
     "Raises an error that names the first fact in which the processes differ"
     from accelerate.utils import gather_object
     for i, theirs in enumerate(every := gather_object([facts])):
-        for key in theirs:
-            if theirs[key] != every[0].get(key):
-                raise NeoxError(f"the processes differ in {key}: {every[0].get(key)} in process 0, {theirs[key]} in process {i}; "
+        for key in {**every[0], **theirs}:                                   # a setting may be given to one of them only
+            if theirs.get(key) != every[0].get(key):
+                raise NeoxError(f"the processes differ in {key}: {every[0].get(key)} in process 0, {theirs.get(key)} in process {i}; "
                                 "give each the same command, and a run's folder and data that all of them see, on a disk that the machines share")
 
 # %% ../nbs/03_run.ipynb #073fe72f
@@ -327,7 +327,7 @@ def backward(
             a.backward(loss); total = total + loss.detach()/k
     return total
 
-# %% ../nbs/03_run.ipynb #2b488a96
+# %% ../nbs/03_run.ipynb #d562ed85
 def halve(
     run: Run, # whose GPU is full
 ):
@@ -338,7 +338,7 @@ def halve(
     c.train_micro_batch_size_per_gpu //= 2; c.gradient_accumulation_steps *= 2
     a.gradient_accumulation_steps, a.step = c.gradient_accumulation_steps, 0
     run.optimizer.zero_grad(); torch.cuda.empty_cache()
-    say(f"out of memory: from here on {c.gradient_accumulation_steps} passes of {c.train_micro_batch_size_per_gpu} windows for each step; the result is the same")
+    say(f"out of memory: from here on {c.gradient_accumulation_steps} passes of {c.train_micro_batch_size_per_gpu} windows for each step, which reads the same text")
 
 # %% ../nbs/03_run.ipynb #8271f41b
 def train_step(
@@ -356,14 +356,14 @@ def train_step(
     if run.average: run.average.update(run.plain_model, step + 1)
     return loss, norm
 
-# %% ../nbs/03_run.ipynb #705f5961
+# %% ../nbs/03_run.ipynb #e4355f16
 @torch.no_grad()
 def score(
     model, # any that gives logits
     tokens: TokenFile, # or anything with `len` and `ids`
     seq_length: int, # T, tokens in a window
     batch_size: int, # B, windows at once
-    n_batches: int = None, # the whole text if not given
+    n_batches: int = None, # for each process; the whole text if not given
     accelerator=None, # of a run: its device, and its processes, which share the work
 ) -> float: # nats for each token
     "The loss over a text in order, each token a target once"

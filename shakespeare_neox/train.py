@@ -44,15 +44,15 @@ def saved_steps(
     "The steps at which whole states were saved"
     return sorted(int(p.name[5:]) for p in (Path(folder)/"state").glob("step_*") if (p/"state.json").exists())
 
-# %% ../nbs/03_train.ipynb #63ae693e
+# %% ../nbs/03_train.ipynb #b636861b
 def reads(
     run: Run, # its sizes and processes
 ) -> dict: # windows in a step; in an evaluation, if eval_iters limits it
     "What a run must go on reading"
     c = run.c
-    return dict(step=run.c.train_batch_size, evaluation=c.eval_iters and c.eval_iters*run.eval_batch*run.accelerator.num_processes)
+    return dict(step=c.train_batch_size, evaluation=c.eval_iters and c.eval_iters*run.eval_batch*run.accelerator.num_processes)
 
-# %% ../nbs/03_train.ipynb #bfefd320
+# %% ../nbs/03_train.ipynb #90b4380e
 def check_reads(
     run: Run, # about to go on
     was: dict, # what it read until now
@@ -60,11 +60,12 @@ def check_reads(
     "Raises an error with the settings to change, if a run would go on with other batches"
     if was == reads(run): return
     c, n = run.c, run.accelerator.num_processes
-    size = was["evaluation"]//(c.eval_iters*n) if was["evaluation"] and c.eval_iters else c.train_micro_batch_size_per_gpu
-    if size and was["step"] % (size*n): size = 1
-    fits = size and was["step"] % (size*n) == 0
-    cure = f"give train_micro_batch_size_per_gpu={size} gradient_accumulation_steps={was['step']//(size*n)}" if fits else f"start a number of processes that divides {was['step']}"
-    raise NeoxError(f"{run.folder}: its steps read {was['step']} windows, here they would read {run.c.train_batch_size} (train_micro_batch_size_per_gpu {c.train_micro_batch_size_per_gpu} x "
+    what = "step" if was["step"] != c.train_batch_size else "evaluation"
+    at_once = was["evaluation"]//c.eval_iters if was["evaluation"] and c.eval_iters else None       # windows of all processes, where eval_iters fixes them
+    size = at_once//n if at_once else c.train_micro_batch_size_per_gpu if was["step"] % (c.train_micro_batch_size_per_gpu*n) == 0 else 1
+    fits = size and was["step"] % (size*n) == 0 and at_once in (None, size*n)
+    cure = f"give train_micro_batch_size_per_gpu={size} gradient_accumulation_steps={was['step']//(size*n)}" if fits else f"start a number of processes that divides {at_once or was['step']}"
+    raise NeoxError(f"{run.folder}: its {what}s read {was[what]} windows, here they would read {reads(run)[what]} (train_micro_batch_size_per_gpu {c.train_micro_batch_size_per_gpu} x "
                     f"gradient_accumulation_steps {c.gradient_accumulation_steps} x processes {n}); {cure}")
 
 # %% ../nbs/03_train.ipynb #8fc72ce9
@@ -311,13 +312,13 @@ def train_recipe(
     a.wait_for_everyone()                                                   # the folder is whole for all
     return result
 
-# %% ../nbs/03_train.ipynb #57ead27d
+# %% ../nbs/03_train.ipynb #dd5dbb15
 def stop(
     run: Run, # whose state was just saved
     number: int, # of the signal
 ):
     "Says how to go on, and ends as the signal wants it"
-    say(f"stopped at step {run.step:,}; the same command goes on from there: neox_train {run.folder}/config.yml --checkpoint_dir {run.folder}")
+    say(f"stopped at step {run.step:,}; the same command goes on from there: neox_train {run.folder}/config.yml --checkpoint_dir {run.folder}{', behind the same launcher' if run.accelerator.num_processes > 1 else ''}")
     if number == signal.SIGTERM: sys.exit(143)
     raise KeyboardInterrupt
 

@@ -89,12 +89,12 @@ def grid(
     if not varied: raise NeoxError("nothing to compare; give a key several values, such as optimizer.params.lr=5e-4,2e-3")
     return [list(point) for point in itertools.product(*varied)], fixed
 
-# %% ../nbs/03_tune.ipynb #27fbb32e
+# %% ../nbs/03_tune.ipynb #10a90baa
 @dataclass
 class Sweep:
     "Several runs of one recipe, compared"
     folder: Path # of the sweep
-    rows: list # {"setting", "loss", "bits_per_byte", "seconds", "error"} of each run, the best first
+    rows: list # {"setting", "values", "loss", "bits_per_byte", "seconds", "error"} of each run, the best first
     axes: list # keys that were varied
 
     def __repr__(self): return (self.folder/"tune.md").read_text(encoding="utf-8").split("\n\n")[1]

@@ -88,3 +88,14 @@ def test_one_line(offline):
 def test_one_line_alone(offline):
     lines = [line for line in offline[1].stderr.splitlines() if "wandb" in line.lower() or "w&b" in line.lower()]
     assert len(lines) == 1, lines
+
+
+def test_the_best_model_is_an_artifact(offline):
+    "The offline run holds the best model's folder as an artifact of type model"
+    folder, _ = offline
+    kept, = folder.glob("wandb/offline-run-*/*.wandb")
+    models = [r.artifact if r.HasField("artifact") else r.request.log_artifact.artifact for r in records(kept)
+              if r.HasField("artifact") or r.request.HasField("log_artifact")]
+    models = [a for a in models if a.type == "model"]
+    assert [a.name for a in models] == ["logged-best"]
+    assert {c.path for c in models[0].manifest.contents} == {p.name for p in (folder/"best").iterdir()}

@@ -19,15 +19,15 @@ from fastcore.docments import docments
 class NeoxError(Exception):
     "What was wrong, where, and how to mend it, in one line"
 
-# %% ../nbs/00_base.ipynb #32682526
+# %% ../nbs/00_base.ipynb #59d3bd8d
 def nearest(
     name: str, # what was typed
     known: list, # what would have been right
-) -> str: # " (nearest: ...)", or all that is known if nothing is near
+) -> str: # " (nearest: ...)"; if nothing is near, all that is known, unless that is more than twenty names
     "The known names closest to a mistyped one"
     known = [str(k) for k in known]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (nearest: {', '.join(near)})" if near else f" (known: {', '.join(sorted(known))})"
+    return f" (nearest: {', '.join(near)})" if near else f" (known: {', '.join(sorted(known))})" if len(known) <= 20 else ""
 
 # %% ../nbs/00_base.ipynb #b68abdee
 def is_main() -> bool: # also where there is only one

@@ -8,7 +8,7 @@ __all__ = ['neox_generate_main', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'pena
            'stream', 'batches', 'complete', 'generate_many', 'generate', 'find_checkpoint', 'open_checkpoint',
            'read_prompts', 'print_texts', 'neox_generate']
 
-# %% ../nbs/04_generate.ipynb #df008e5a
+# %% ../nbs/04_generate.ipynb #b5dfaffe
 import json, sys, time
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .base import NeoxError, command, recover, say
+from .checkpoints import find_model, shipped
 from .model import Cache, GPTNeoX, context_start, find_folder
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -329,15 +330,17 @@ def generate(
     if isinstance(prompts, str): return "".join(stream(model, tokenizer, prompts, stop, **settings))
     return list(generate_many(model, tokenizer, prompts, stop, batch_size, **settings))
 
-# %% ../nbs/04_generate.ipynb #0a3818f1
+# %% ../nbs/04_generate.ipynb #295b9c71
 def find_checkpoint(
-    path: str = "", # a model folder, a run's folder, a name on the hub, or nothing for the newest run
+    path: str = "", # a model folder, a run's folder, a name, here or on the hub, or nothing for the newest run
     runs: str = "runs", # where runs are looked for
 ) -> Path: # a model folder
     "The model folder that is meant"
-    if path: return next((p for p in (Path(path)/"best", Path(path)/"last") if recover(p).is_dir()), None) or find_folder(path)
+    if path:
+        inside = next((p for p in (Path(path)/"best", Path(path)/"last") if recover(p).is_dir()), None)
+        return inside or (None if Path(path).exists() else find_model(path)) or find_folder(path)
     found = [p for p in Path(runs).glob("*/best") if (p/"config.json").exists()]
-    if not found: raise NeoxError(f"no trained model in {runs}/ yet; train one with: neox_train quickstart")
+    if not found: say(f"no run in {runs}/ yet: the model that came along writes; train your own with: neox_train quickstart"); return shipped()
     return max(found, key=lambda p: (p/"config.json").stat().st_mtime)
 
 # %% ../nbs/04_generate.ipynb #80131035
@@ -384,9 +387,9 @@ def print_texts(
         for part in parts: print(part, end="", flush=True)
         print()
 
-# %% ../nbs/04_generate.ipynb #079d8d48
+# %% ../nbs/04_generate.ipynb #d11458a0
 def neox_generate(
-    *checkpoint, # model folder, run folder or name on the hub (default: the newest run)
+    *checkpoint, # model folder, run folder or name (default: the newest run, else the model that came along)
     prompt: list = (), # text to continue, \n for a new line (default: \n)
     prompt_file: str = "", # file of prompts, one a line, or .jsonl with a "prompt" in each; - for standard input
     checkpoint_path: str = "", # the checkpoint, as a flag

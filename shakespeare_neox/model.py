@@ -103,17 +103,19 @@ def check_shapes(self: ModelConfig):
         raise NeoxError(f"max_position_embeddings {self.max_position_embeddings} is below seq_length {self.seq_length}")
     if self.padded_vocab_size < self.vocab_size: raise NeoxError(f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}")
 
-# %% ../nbs/02_model.ipynb #e1574719
+# %% ../nbs/02_model.ipynb #d0fd2793
 def attend(
     q: torch.Tensor, # (B, H, T, D) queries
     k: torch.Tensor, # (B, H, S, D) keys, S - T of them from the past
     v: torch.Tensor, # (B, H, S, D) values
     mask: torch.Tensor = None, # bool, True where seen, broadcast to (B, H, T, S); if not given, causal where S = T, else all is seen
     dropout: float = 0.0, # share of the weights that is dropped
+    onednn: bool = False, # whether oneDNN has the fp32 products of a CPU
 ) -> torch.Tensor: # (B, H, T, D)
     "softmax(q k' / sqrt(D)) v, by the kernel that is fastest"
     T, causal = q.shape[2], mask is None and q.shape[2] == k.shape[2]
-    if q.device.type != "cpu" or not (torch.is_autocast_enabled("cpu") or q.dtype == torch.bfloat16): return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+    slow = torch.is_autocast_enabled("cpu") or q.dtype == torch.bfloat16 or onednn and T*k.shape[2] <= 256**2
+    if q.device.type != "cpu" or not slow: return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
     scores = (q*q.shape[-1]**-0.5) @ k.transpose(-2, -1)
     if causal: scores = scores + torch.full((T, T), -torch.inf, dtype=scores.dtype).triu(1)
     elif mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
@@ -143,13 +145,14 @@ def rotate(
     turned = turning*cos + torch.cat([-b, a], dim=-1)*sin
     return torch.cat([turned, resting], dim=-1)
 
-# %% ../nbs/02_model.ipynb #1811e3e5
+# %% ../nbs/02_model.ipynb #2e9d767c
 class Attention(nn.Module):
     "Causal self-attention with GPT-NeoX's per-head layout of q, k and v"
     def __init__(self, config: ModelConfig):
         super().__init__()
         C, bias = config.hidden_size, config.use_bias_in_attn_linear
         self.head_size, self.dropout = config.head_size, config.attention_dropout
+        self.onednn = torch.get_float32_matmul_precision() == "medium"   # as `fast_products` of 03_run leaves it
         self.query_key_value, self.dense = nn.Linear(C, 3*C, bias=bias), nn.Linear(C, C, bias=bias)
 
     def forward(self, x, rotary, mask=None, past=None):
@@ -157,7 +160,7 @@ class Attention(nn.Module):
         q, k, v = self.query_key_value(x).view(B, T, -1, 3*self.head_size).transpose(1, 2).chunk(3, dim=-1)
         q, k = rotate(q, *rotary), rotate(k, *rotary)                    # (B, H, T, D)
         if past is not None: k, v = past(k, v)                           # (B, H, past + T, D)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.onednn)
         return self.dense(y.transpose(1, 2).reshape(B, T, C))
 
 # %% ../nbs/02_model.ipynb #580e3004
@@ -328,28 +331,30 @@ def from_hf(
         no_weight_tying=not hf.get("tie_word_embeddings", False), use_bias_in_attn_linear=hf.get("attention_bias", True),
         layernorm_epsilon=hf.get("layer_norm_eps", 1e-5), hidden_dropout=float(hf.get("hidden_dropout", 0)), attention_dropout=float(hf.get("attention_dropout", 0)))
 
-# %% ../nbs/02_model.ipynb #7ec54697
+# %% ../nbs/02_model.ipynb #c4728394
 @patch
 def save_pretrained(self: GPTNeoX,
     folder: Path, # appears whole, or not at all
     tokenizer=None, # goes into the same folder
+    dtype=torch.float32, # of the stored weights
 ):
     "Writes a folder that AutoModelForCausalLM and AutoTokenizer open as it is"
-    with new_folder(folder, "config.json") as tmp: self.write(tmp, tokenizer)
+    with new_folder(folder, "config.json") as tmp: self.write(tmp, tokenizer, dtype)
 
-# %% ../nbs/02_model.ipynb #27324cf9
+# %% ../nbs/02_model.ipynb #638e1a63
 @patch
 def write(self: GPTNeoX,
     folder: Path, # an existing folder
     tokenizer=None, # goes into the same folder
+    dtype=torch.float32, # of the stored weights
 ):
     "Writes config.json, generation_config.json, model.safetensors and the tokenizer"
     from safetensors.torch import save_file
     c, as_json = self.config, lambda name, d: (Path(folder)/name).write_text(json.dumps(d, indent=1))
-    as_json("config.json", to_hf(c))
+    as_json("config.json", to_hf(c) | dict(torch_dtype=str(dtype).removeprefix("torch.")))
     padded = list(range(c.vocab_size, c.padded_vocab_size))
     as_json("generation_config.json", dict(bos_token_id=0, eos_token_id=0, pad_token_id=1, **({"suppress_tokens": padded} if padded else {})))
-    save_file({k: v.detach().float().contiguous().cpu() for k, v in self.state_dict().items()}, Path(folder)/"model.safetensors", metadata={"format": "pt"})
+    save_file({k: v.detach().to(dtype).contiguous().cpu() for k, v in self.state_dict().items()}, Path(folder)/"model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None: tokenizer.save(folder)
 
 # %% ../nbs/02_model.ipynb #e7ffa7bb

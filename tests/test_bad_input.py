@@ -351,7 +351,7 @@ def test_checkpoint(trained, damage, parts, capsys):
 
 
 @pytest.mark.parametrize("name,parts", [
-    ("", ["no trained model", "neox_train quickstart"]), ("nowhere", ["nowhere", "no such folder"]), ("runs/nowhere", ["runs/nowhere", "neither"]),
+    ("nowhere", ["nowhere", "no such folder"]), ("runs/nowhere", ["runs/nowhere", "neither"]),
     ("a/b/c", ["a/b/c", "no such folder"]), ("text.txt", ["text.txt", "no such folder"]), ("void", ["void", "no config.json"]),
     pytest.param(".", ["no config.json"])], ids=repr)
 def test_missing_checkpoint(name, parts, capsys):

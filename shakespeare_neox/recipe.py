@@ -277,9 +277,9 @@ def read_recipes(
     for path in paths: merge(settings, read_recipe(path), path.name)
     return paths[0].parent.name + "-again" if paths[0].name == "config.yml" else paths[0].stem, settings
 
-# %% ../nbs/03_recipe.ipynb #e5a9f274
+# %% ../nbs/03_recipe.ipynb #6954eb62
 FITTING = {  # bytes of text, at most -> layers, width, heads, tokens in a window, windows in a batch, dropout, steps
-    30e3: (2, 64, 4, 128, 8, 0.2, 300), 300e3: (4, 128, 4, 128, 8, 0.2, 1000), 3e6: (4, 128, 4, 256, 8, 0.1, 2000), 30e6: (6, 256, 8, 256, 16, 0.05, 6000), math.inf: (6, 384, 6, 256, 32, 0.0, 20000)}
+    30e3: (2, 64, 4, 128, 8, 0.2, 300), 300e3: (4, 128, 4, 256, 8, 0.2, 1000), 3e6: (4, 128, 4, 256, 8, 0.1, 2000), 30e6: (6, 256, 8, 256, 16, 0.05, 6000), math.inf: (6, 384, 6, 256, 32, 0.0, 20000)}
 
 def fit_to_text(
     settings: dict, # merged

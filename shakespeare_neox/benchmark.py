@@ -174,8 +174,8 @@ def transformers_speed(
         seconds.append(time.perf_counter() - start)
     return batch_size*config.seq_length/statistics.median(seconds[5:])
 
-# %% ../nbs/09_benchmark.ipynb #685f0aac
-SHAPE = dict(num_layers=4, hidden_size=128, num_attention_heads=4, seq_length=64, max_position_embeddings=64, train_micro_batch_size_per_gpu=12, precision="fp32",
+# %% ../nbs/09_benchmark.ipynb #6cab5ae8
+SHAPE = dict(num_layers=4, hidden_size=128, num_attention_heads=4, seq_length=64, max_position_embeddings=64, train_micro_batch_size_per_gpu=12, precision="fp32", data_path="sample",
              hidden_dropout=0.0, attention_dropout=0.0, **{"optimizer.type": "Adam", "curriculum_learning.enabled": "false"})
 
 def our_speed(

@@ -277,7 +277,7 @@ def read_recipes(
     for path in paths: merge(settings, read_recipe(path), path.name)
     return paths[0].parent.name + "-again" if paths[0].name == "config.yml" else paths[0].stem, settings
 
-# %% ../nbs/03_recipe.ipynb #6954eb62
+# %% ../nbs/03_recipe.ipynb #b6ab552c
 FITTING = {  # bytes of text, at most -> layers, width, heads, tokens in a window, windows in a batch, dropout, steps
     30e3: (2, 64, 4, 128, 8, 0.2, 300), 300e3: (4, 128, 4, 256, 8, 0.2, 1000), 3e6: (4, 128, 4, 256, 8, 0.1, 2000), 30e6: (6, 256, 8, 256, 16, 0.05, 6000), math.inf: (6, 384, 6, 256, 32, 0.0, 20000)}
 
@@ -285,7 +285,7 @@ def fit_to_text(
     settings: dict, # merged
 ) -> dict: # the same, with what was not given
     "Settings that fit the size of the text"
-    files = lambda name: [Path(name)/"train.bin"] if (Path(name)/"train.bin").exists() else [path for path, _ in load_corpus(name).files]
+    def files(name): return next(([p] for p in (Path(name), Path(name)/"train.bin") if p.is_file()), None) or [path for path, _ in load_corpus(name).files]
     names = settings.get("train_data_paths") or [settings["data_path"]]*bool(settings.get("data_path"))
     n_bytes = sum(path.stat().st_size for name in names for path in files(name))
     values = next(values for most, values in FITTING.items() if n_bytes <= most)

@@ -198,16 +198,18 @@ def nanogpt_speed(
     seen, _ = nanogpt(folder, r"iter \d+: .*time ([\d.]+)ms", compile=compiled, max_iters=steps, eval_interval=10*steps)
     return NANOGPT["batch_size"]*NANOGPT["block_size"]*1000/statistics.median(ms for _, ms in seen[20:])
 
-# %% ../nbs/09_benchmark.ipynb #2609b41e
+# %% ../nbs/09_benchmark.ipynb #947806cf
 def speeds(
     folder: Path, # to work in
     copy: Path = None, # of nanoGPT
     rounds: int = 5, # of all entrants in turn
     steps: int = 300, # of each
+    precisions: tuple = ("fp32", "bfloat16"), # bfloat16 where the processor does it
 ) -> list: # contests, one for each rival
     "Tokens per second in training, at equal shape, batch and precision"
     config, B, contests = ModelConfig(vocab_size=65, **{k: v for k, v in SHAPE.items() if k in ModelConfig.__dataclass_fields__}), SHAPE["train_micro_batch_size_per_gpu"], []
-    for precision in ("fp32", "bfloat16")[:1 + has_bf16("cuda" if torch.cuda.is_available() else "cpu")]:
+    for precision in precisions:
+        if precision == "bfloat16" and not has_bf16("cuda" if torch.cuda.is_available() else "cpu"): continue
         rivals, us = {}, {}
         for compiled, note in ((False, ""), (True, ", compiled")):
             if copy and precision == "fp32": rivals["nanoGPT" + note] = lambda turn, c=compiled: nanogpt_speed(copy, c, steps)
@@ -323,11 +325,11 @@ class Benchmark:
             from matplotlib.figure import Figure
             figure = Figure(figsize=(7, 4), layout="constrained"); draw_race(self.race, figure.subplots()); figure.savefig(folder/"race.png", dpi=110)
 
-# %% ../nbs/09_benchmark.ipynb #2d6c06b3
+# %% ../nbs/09_benchmark.ipynb #e6e4f2ea
 def benchmark(
     nanogpt: Path = None, # a clone of nanoGPT; without it there is no race
     pairs: int = 5, # how often all take their turn
-    quick: bool = False, # one round, short runs
+    quick: bool = False, # one round, short runs, fp32 alone
     folder: Path = Path("runs/benchmark"), # for the results
 ) -> Benchmark:
     "Measures training and writing against transformers, and against nanoGPT if it is there"
@@ -335,18 +337,19 @@ def benchmark(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         copy = copy_nanogpt(nanogpt, Path(work)/"nanoGPT") if nanogpt else None
-        result = Benchmark(machine(), speeds(work, copy, rounds, 100 if quick else 300) + writing(work, rounds, 100 if quick else 400))
+        training = speeds(work, copy, rounds, 100, ("fp32",)) if quick else speeds(work, copy, rounds)
+        result = Benchmark(machine(), training + writing(work, rounds, 100 if quick else 400))
         result.write(folder)
         if copy:
             result.race = race(work, copy, rounds); result.contests += result.race.contests()
             result.write(folder)
     return result
 
-# %% ../nbs/09_benchmark.ipynb #36cdf40d
+# %% ../nbs/09_benchmark.ipynb #1cf499e7
 def neox_benchmark(
     nanogpt: str = "", # a clone of nanoGPT, for the race against it
     pairs: int = 5, # how often all take their turn
-    quick: bool = False, # one round, short runs: ten minutes at most
+    quick: bool = False, # one round, short runs, fp32 alone: ten minutes at most
     checkpoint_dir: str = "runs/benchmark", # folder for the results
 ):
     "Measures training and writing against transformers, and against nanoGPT: neox_benchmark --nanogpt ../nanoGPT"

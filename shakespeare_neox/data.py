@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'LONGEST_WORD', 'neox_prepare_main', 'read_split', 'by_position', 'by_document', 'divide', 'id_type',
            'write_header', 'TokenFile', 'Encoder', 'open_encoder', 'TokenWriter', 'check_space', 'prepare', 'windows',
-           'get_batch', 'eval_batches', 'neox_prepare']
+           'batch_starts', 'get_batch', 'eval_batches', 'neox_prepare']
 
 # %% ../nbs/00_data.ipynb #c779785f
 import hashlib, json, os, shutil
@@ -293,7 +293,23 @@ def windows(
     offset = rng.integers(min(seq_length, n_tokens - n_windows*seq_length))
     return offset + seq_length*rng.permutation(n_windows)
 
-# %% ../nbs/00_data.ipynb #eb126ab0
+# %% ../nbs/00_data.ipynb #afc6a4dc
+def batch_starts(
+    tokens: TokenFile, # or anything with `len` and `ids`
+    seed: int, # of the whole run
+    step: int, # i, counts from 0
+    batch_size: int, # B, windows in a batch
+    seq_length: int, # T, tokens in a window
+) -> np.ndarray: # (B,) positions in the text
+    "Where the windows of the batch at step i begin"
+    if len(tokens) <= seq_length:
+        raise NeoxError(f"the text has {len(tokens):,} tokens, too short for one window of seq_length {seq_length} and its target; "
+                        "give more text or a smaller seq_length")
+    n_windows = len(windows(len(tokens), seq_length, seed, 0))
+    epochs, places = np.divmod(np.arange(step*batch_size, (step + 1)*batch_size), n_windows)
+    return np.array([windows(len(tokens), seq_length, seed, int(e))[p] for e, p in zip(epochs, places)])
+
+# %% ../nbs/00_data.ipynb #f66e6d34
 def get_batch(
     tokens: TokenFile, # or anything with `len` and `ids`
     seed: int, # of the whole run
@@ -302,13 +318,8 @@ def get_batch(
     seq_length: int, # T, tokens in a window
 ) -> tuple: # x, y: two (B, T) int64 arrays; y is x shifted by one
     "The batch at step i, a pure function of its arguments"
-    if len(tokens) <= seq_length:
-        raise NeoxError(f"the text has {len(tokens):,} tokens, too short for one window of seq_length {seq_length} and its target; "
-                        "give more text or a smaller seq_length")
-    n_windows = len(windows(len(tokens), seq_length, seed, 0))
-    epochs, places = np.divmod(np.arange(step*batch_size, (step + 1)*batch_size), n_windows)
-    starts = [windows(len(tokens), seq_length, seed, int(e))[p] for e, p in zip(epochs, places)]
-    rows = tokens.ids[np.array(starts)[:, None] + np.arange(seq_length + 1)].astype(np.int64)
+    starts = batch_starts(tokens, seed, step, batch_size, seq_length)
+    rows = tokens.ids[starts[:, None] + np.arange(seq_length + 1)].astype(np.int64)
     return rows[:, :-1], rows[:, 1:]
 
 # %% ../nbs/00_data.ipynb #27b395b2

@@ -6,9 +6,10 @@
 __all__ = ['LONG_RUN', 'OTHER_MASKS', 'best_precision', 'has_bf16', 'pick_precision', 'fast_products', 'keep_memory',
            'compile_model', 'run_tokenizer', 'join_tokens', 'open_prepared', 'open_data', 'device_bytes', 'used_bytes',
            'check_memory', 'Run', 'check_launch', 'make_accelerator', 'settle_batch', 'steps_of', 'check_alike',
-           'make_run', 'loss_of', 'batch', 'gradient_norm', 'backward', 'halve', 'train_step', 'score', 'evaluate']
+           'resident_ids', 'make_run', 'loss_of', 'batch', 'gradient_norm', 'backward', 'halve', 'train_step', 'score',
+           'evaluate']
 
-# %% ../nbs/03_run.ipynb #5c50f4ae
+# %% ../nbs/03_run.ipynb #5b5f5b3e
 import math, os, shutil, sys
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from .base import NeoxError, assets, cache_folder, new_folder, say
 from .corpora import Corpus, load_corpus
-from .data import TokenFile, eval_batches, get_batch, prepare, windows, write_header
+from .data import TokenFile, batch_starts, eval_batches, get_batch, prepare, windows, write_header
 from .model import GPTNeoX, ModelConfig, count_parameters, training_bytes
 from .optimizer import Average, make_optimizer
 from .recipe import Recipe, TrainConfig, learning_rate, window_length
@@ -174,7 +175,7 @@ def check_memory(
         raise NeoxError(f"training this model needs about {need/1e9:,.0f} GB of memory, the {device} has {there/1e9:,.0f} GB; lower num_layers, hidden_size, "
                         "seq_length or train_micro_batch_size_per_gpu, or try all the same with --force (force=True in Python)")
 
-# %% ../nbs/03_run.ipynb #85b386a3
+# %% ../nbs/03_run.ipynb #39471f0e
 @dataclass
 class Run:
     "A recipe come alive"
@@ -189,6 +190,7 @@ class Run:
     average: Average # of the weights, None if the recipe asks for none
     precision: str # "fp32", "fp16" or "bfloat16"
     licence: str = "unknown" # of the text
+    resident: torch.Tensor = None # (n,) training ids, on a GPU that has room for them
     step: int = 0 # steps done
     best: float = math.inf # lowest validation loss so far
     waited: int = 0 # evaluations since then
@@ -274,7 +276,16 @@ def check_alike(
                 raise NeoxError(f"the processes differ in {key}: {every[0].get(key)} in process 0, {theirs.get(key)} in process {i}; "
                                 "give each the same command, and a run's folder and data that all of them see, on a disk that the machines share")
 
-# %% ../nbs/03_run.ipynb #f00a8bf9
+# %% ../nbs/03_run.ipynb #e919d181
+def resident_ids(
+    tokens: TokenFile, # of training
+    device: torch.device, # to lay them on
+    free: int, # bytes there
+) -> torch.Tensor: # (n,) int32; None if they take too much
+    "The ids of a text on a device, where they fit"
+    return torch.from_numpy(tokens.ids.astype("int32")).to(device) if 4*len(tokens) <= free//10 else None
+
+# %% ../nbs/03_run.ipynb #4d5627a5
 def make_run(
     recipe: Recipe, # what to train
     force: bool = False, # whether to try what will not fit into memory
@@ -297,10 +308,11 @@ def make_run(
         fast_products(); keep_memory()
     torch.manual_seed(c.seed)
     model = GPTNeoX(config).to(accelerator.device); model.checkpoint_activations = c.checkpoint_activations
+    resident = resident_ids(files["train"], accelerator.device, torch.cuda.mem_get_info()[0]) if accelerator.device.type == "cuda" else None
     average = Average(model, c.average_steps) if c.average_steps else None
     model, optimizer = accelerator.prepare(model, make_optimizer(model, c.optimizer_type, c.rates, c.weight_decay))
     folder = Path(c.save or c.load or f"runs/{recipe.name}")
-    return Run(recipe, folder, config, files, tokenizer, accelerator, model, optimizer, average, precision, licence)
+    return Run(recipe, folder, config, files, tokenizer, accelerator, model, optimizer, average, precision, licence, resident)
 
 # %% ../nbs/03_run.ipynb #f981e81e
 def loss_of(
@@ -312,16 +324,18 @@ def loss_of(
     logits = model(x).flatten(0, 1)
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y.flatten(), ignore_index=-100)
 
-# %% ../nbs/03_run.ipynb #1f13e5c6
+# %% ../nbs/03_run.ipynb #d638310f
 def batch(
     run: Run, # its data, seed and sizes
     micro_step: int, # counts micro-batches from the start of the run
 ) -> tuple: # x, y: (B, T) on the device
     "A micro-batch of a run, on its device"
     c, a = run.c, run.accelerator
-    i = micro_step*a.num_processes + a.process_index
-    pair = get_batch(run.files["train"], c.seed, i, c.train_micro_batch_size_per_gpu, run.config.seq_length)
-    return tuple(torch.from_numpy(t).to(a.device, non_blocking=True) for t in pair)
+    which = (run.files["train"], c.seed, micro_step*a.num_processes + a.process_index, c.train_micro_batch_size_per_gpu, run.config.seq_length)
+    if run.resident is None: return tuple(torch.from_numpy(t).to(a.device) for t in get_batch(*which))
+    places = torch.from_numpy(batch_starts(*which)).to(a.device)[:, None] + torch.arange(run.config.seq_length + 1, device=a.device)
+    rows = run.resident[places].long()
+    return rows[:, :-1], rows[:, 1:]
 
 # %% ../nbs/03_run.ipynb #704249d0
 def gradient_norm(

@@ -98,6 +98,11 @@ def constructor(node):
     return ast.parse(f"def __init__({text}): pass").body[0]
 
 
+def near(code: str) -> str:
+    "Code with its comments close behind it, so that a narrow screen breaks a line between words"
+    return re.sub(r"(?<=\S) {3,}(?=# )", "  ", code)
+
+
 def api(module: str, name: str, depth: int = 0) -> str:
     "The block of one definition: signature, source link, table of parameters, code"
     obj = importlib.import_module(module)
@@ -108,13 +113,13 @@ def api(module: str, name: str, depth: int = 0) -> str:
     made.args.args = [a for a in made.args.args if a.arg not in ("self", "cls")]
     signature = f"{name}({ast.unparse(made.args)})" + (f" -> {ast.unparse(made.returns)}" if made.returns and not is_class else "")
     url = f"{GITHUB}/blob/{BRANCH}/{module.replace('.', '/')}.py#L{start}"
-    methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")] if is_class else []
-    code = [] if depth else ["<details open><summary>The code</summary>", f"```python\n{source}\n```", "</details>"]
+    methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_") and ast.get_docstring(n)] if is_class else []
+    code = [] if depth else ["<details open><summary>The code</summary>", f"```python\n{near(source)}\n```", "</details>"]
     fence, kind = "`"*(5 - depth), "class" if is_class else "method" if "." in name else "function"
     source_link = f'<a class="source" href="{url}">source<span class="hidden"> of {name}</span></a>'
     nbdevs = f'<span id="{name.lower()}"></span>' if name != name.lower() else ""                        # the anchor that other libraries link to
     return "\n\n".join(filter(None, [f"{fence}{{py:{kind}}} {signature}", source_link + nbdevs, ast.get_docstring(node) or "",
-                                     parameters(made, docments(obj)), *code, *(api(module, f"{name}.{m}", depth + 1) for m in methods), fence]))
+                                     parameters(made, docments(inspect.unwrap(obj), args_kwargs=True)), *code, *(api(module, f"{name}.{m}", depth + 1) for m in methods), fence]))
 
 
 def figure_alt(source: str) -> str:
@@ -155,7 +160,7 @@ def convert(name: str, anchors: dict, symbols: dict):
                 if "text/markdown" in o.get("data", {}): o.data["text/markdown"] = prose(name, "".join(o.data["text/markdown"]), anchors, symbols)
             if not body and not outputs: continue
             seen = {"tags": [TAGS[o] for o in options if o in TAGS], "mystnb": {"image": {"alt": figure_alt(body), "classes": wide(outputs)}}}
-            cells.append(nbformat.v4.new_code_cell(body, outputs=outputs, metadata=seen))
+            cells.append(nbformat.v4.new_code_cell(near(body), outputs=outputs, metadata=seen))
         except SiteError as e: raise SiteError(f"nbs/{name}.ipynb, cell {i} ({cell.source.strip().splitlines()[0][:60]}): {e}") from None
     file = f"nbs/{name}.ipynb"
     head = [f"# {meta['title']}", f"<div class=\"lead\">\n\n{meta.get('description', '')}\n\n</div>",
@@ -180,7 +185,8 @@ def commands() -> str:
         parser = make_parser(getattr(importlib.import_module(module), main.removesuffix("_main")))
         once = lambda spellings: dict.fromkeys("--" + s[2:].replace("-", "_") if s.startswith("--") else s for s in spellings)
         rows = [(", ".join(f"`{o}`" for o in once(a.option_strings or [a.dest])), (a.help or "").replace("%%", "%")) for a in parser._actions]
-        usage = re.sub(r"\s+", " ", parser.format_usage().removeprefix("usage: ")).strip()
+        words = re.findall(r"\[[^]]*\]|\S+", parser.format_usage().removeprefix("usage: "))
+        usage = textwrap.fill(" ".join(re.sub(r"\s+", "\xa0", w) for w in words), 84, subsequent_indent="    ", break_on_hyphens=False).replace("\xa0", " ")
         lead = f"{parser.description.rstrip('.')}. Made by {{py:obj}}`{name}`."
         parts.append(f"## {name}\n\n{lead}\n\n```text\n{usage}\n```\n\n{table(['flag', 'meaning'], rows)}")
     return "\n\n".join(parts) + "\n"
@@ -265,6 +271,13 @@ def write(source: Path):
     (source/"llms.txt").write_text(f"# {LIB}\n\n> {index_meta['description']}\n\n{listed}\n", encoding="utf-8")
 
 
+def breakable(text: str) -> str:
+    "HTML whose tables may break a long name in code after a mark within it"
+    name = lambda m: m[0] if m[0].startswith("--") else re.sub(r"(?<=[_/.,=(\[])(?=\w)", "<wbr/>", m[0])
+    cell = lambda m: re.sub(r'(?<=<span class="pre">)[^<]+', name, m[0])
+    return re.sub(r"<td>.*?</td>", cell, text, flags=re.S)
+
+
 def build(source: Path, out: Path):
     "HTML of the source; any warning is an error"
     static = source/"_static"; static.mkdir()
@@ -275,7 +288,7 @@ def build(source: Path, out: Path):
     theme |= dict(repository_url=GITHUB, use_repository_button=True, use_download_button=False, show_toc_level=2)
     conf = dict(project=LIB, author=get_config().author, copyright=get_config().copyright, html_title=LIB, language="en",
                 extensions=["myst_nb", "sphinx_copybutton", "sphinx.ext.githubpages"], exclude_patterns=["_static"],
-                html_theme="sphinx_book_theme", html_theme_options=theme, html_context={"default_mode": "auto"}, pygments_style="tango",
+                html_theme="sphinx_book_theme", html_theme_options=theme, html_context={"default_mode": "auto"}, pygments_style="tango", highlight_language="none", smartquotes=False,
                 html_static_path=[str(static)], html_css_files=["docs.css"], html_favicon=str(static/"icon.svg"),
                 html_extra_path=[str(source/"llms.txt")], html_use_index=False, html_show_sourcelink=False, html_copy_source=False,
                 add_function_parentheses=False, nb_execution_mode="off", nb_render_markdown_format="myst", nb_merge_streams=True,
@@ -285,7 +298,7 @@ def build(source: Path, out: Path):
     app.build()
     for file in out.rglob("*.html"):                              # the theme names its search button with other words than it shows
         text = file.read_text(encoding="utf-8")
-        text = re.sub(r'(<img [^>]*class="wide")', r'\1 tabindex="0"', text)                            # the keyboard can scroll it, too
+        text = re.sub(r'(<img [^>]*class="wide")', r'\1 tabindex="0"', breakable(text))                            # the keyboard can scroll it, too
         file.write_text(re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", text, flags=re.S), encoding="utf-8")
     if app.statuscode: raise SiteError(f"{app._warncount} warnings, see above")
 

@@ -308,7 +308,7 @@ def draw_race(
     ax.set(xlabel="seconds since the start of the program", ylabel="validation loss (nats for each character)", ylim=(None, 2.6)); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/09_benchmark.ipynb #33f31341
+# %% ../nbs/09_benchmark.ipynb #8c641702
 @dataclass
 class Benchmark:
     "All that was measured"
@@ -317,6 +317,8 @@ class Benchmark:
     race: Race = None # against nanoGPT, if it was there
 
     def __repr__(self): return ", ".join(f"{k} {v}" for k, v in self.machine.items()) + "\n\n" + comparison(self.contests)
+
+    def _repr_markdown_(self): return repr(self)
 
     def write(self, folder: Path):
         "benchmark.json, benchmark.md and, after a race, race.png"

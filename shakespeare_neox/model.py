@@ -145,17 +145,25 @@ def rotate(
     turned = turning*cos + torch.cat([-b, a], dim=-1)*sin
     return torch.cat([turned, resting], dim=-1)
 
-# %% ../nbs/02_model.ipynb #2e9d767c
+# %% ../nbs/02_model.ipynb #c59df581
 class Attention(nn.Module):
     "Causal self-attention with GPT-NeoX's per-head layout of q, k and v"
-    def __init__(self, config: ModelConfig):
+    def __init__(self,
+        config: ModelConfig, # width, heads, biases and dropout
+    ):
         super().__init__()
         C, bias = config.hidden_size, config.use_bias_in_attn_linear
         self.head_size, self.dropout = config.head_size, config.attention_dropout
         self.onednn = torch.get_float32_matmul_precision() == "medium"   # as `fast_products` of 03_run leaves it
         self.query_key_value, self.dense = nn.Linear(C, 3*C, bias=bias), nn.Linear(C, C, bias=bias)
 
-    def forward(self, x, rotary, mask=None, past=None):
+    def forward(self,
+        x, # (B, T, C) the stream, normed
+        rotary, # cosine and sine of the positions, each (B or 1, 1, T, rotary_size)
+        mask=None, # what each query may see, as `attend` takes it
+        past=None, # function that puts k and v behind those of a cache
+    ):
+        "What the other positions have to say, (B, T, C)"
         B, T, C = x.shape
         q, k, v = self.query_key_value(x).view(B, T, -1, 3*self.head_size).transpose(1, 2).chunk(3, dim=-1)
         q, k = rotate(q, *rotary), rotate(k, *rotary)                    # (B, H, T, D)
@@ -171,10 +179,12 @@ def activation_function(
     approximate = "tanh" if config.bias_gelu_fusion else "none"
     return dict(gelu=lambda x: F.gelu(x, approximate=approximate), relu=F.relu, silu=F.silu, relu2=lambda x: F.relu(x).square())[config.activation]
 
-# %% ../nbs/02_model.ipynb #46b43982
+# %% ../nbs/02_model.ipynb #dd235d80
 class MLP(nn.Module):
     "Two linear maps with a bend between"
-    def __init__(self, config: ModelConfig):
+    def __init__(self,
+        config: ModelConfig, # widths, biases and activation
+    ):
         super().__init__()
         C, I, bias = config.hidden_size, config.intermediate_size, config.use_bias_in_mlp
         self.dense_h_to_4h, self.dense_4h_to_h = nn.Linear(C, I, bias=bias), nn.Linear(I, C, bias=bias)
@@ -182,17 +192,25 @@ class MLP(nn.Module):
 
     def forward(self, x): return self.dense_4h_to_h(self.act(self.dense_h_to_4h(x)))
 
-# %% ../nbs/02_model.ipynb #ca4dd76c
+# %% ../nbs/02_model.ipynb #b2768658
 class Layer(nn.Module):
     "Attention and MLP around the residual stream, one after the other or side by side"
-    def __init__(self, config: ModelConfig):
+    def __init__(self,
+        config: ModelConfig, # of its parts
+    ):
         super().__init__()
         norm = lambda: nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.input_layernorm, self.post_attention_layernorm = norm(), norm()
         self.attention, self.mlp = Attention(config), MLP(config)
         self.dropout, self.parallel = nn.Dropout(config.hidden_dropout), config.gpt_j_residual
 
-    def forward(self, x, rotary, mask=None, past=None):
+    def forward(self,
+        x, # (B, T, C) the stream
+        rotary, # as `Attention` takes it, as are mask and past
+        mask=None, # what each query may see
+        past=None, # of a cache
+    ):
+        "The stream with what both parts add, (B, T, C)"
         attended = x + self.dropout(self.attention(self.input_layernorm(x), rotary, mask, past))
         read = x if self.parallel else attended
         return attended + self.dropout(self.mlp(self.post_attention_layernorm(read)))
@@ -233,10 +251,12 @@ def attention_mask(
     causal = (cols <= rows)[None, None]
     return causal if mask is None else causal & mask[:, None, None, :] | (cols == rows)
 
-# %% ../nbs/02_model.ipynb #ccd16b7e
+# %% ../nbs/02_model.ipynb #dba72e30
 class GPTNeoX(nn.Module):
     "GPT-NeoX with a language-model head; parameter names are GPTNeoXForCausalLM's"
-    def __init__(self, config: ModelConfig):
+    def __init__(self,
+        config: ModelConfig, # of all parts
+    ):
         super().__init__()
         self.config = config
         self.gpt_neox = nn.ModuleDict(dict(embed_in=nn.Embedding(config.padded_vocab_size, config.hidden_size),
@@ -248,7 +268,14 @@ class GPTNeoX(nn.Module):
         self.checkpoint_activations = False
         self.init_weights()
 
-    def forward(self, ids, positions=None, mask=None, cache=None, last=False):
+    def forward(self,
+        ids, # (B, T) token ids
+        positions=None, # (B, T) of each token; counted if not given
+        mask=None, # (B, past + T) 1 where a token is real, 0 where it is padding
+        cache=None, # of keys and values, which this call extends
+        last=False, # whether only the last position is asked for
+    ):
+        "Logits, (B, T or 1, padded_vocab_size)"
         n_past = cache.n if cache else 0
         rotary, mask = self.rotary(ids, n_past, positions, mask), attention_mask(ids.shape[1], n_past, mask, ids.device)
         x = self.gpt_neox.emb_dropout(self.gpt_neox.embed_in(ids))
@@ -258,16 +285,23 @@ class GPTNeoX(nn.Module):
         if cache: cache.n += ids.shape[1]
         return self.head(self.gpt_neox.final_layer_norm(x[:, -1:] if last else x))
 
-# %% ../nbs/02_model.ipynb #89b31eb1
+# %% ../nbs/02_model.ipynb #c1d6d18f
 @patch
-def head(self: GPTNeoX, x):
+def head(self: GPTNeoX,
+    x, # (B, T, C) the final stream
+): # (B, T, padded_vocab_size)
     "Logits of the final stream"
     return F.linear(x, self.embed_out.weight if self.config.no_weight_tying else self.gpt_neox.embed_in.weight)
 
-# %% ../nbs/02_model.ipynb #8877040c
+# %% ../nbs/02_model.ipynb #025bb8b0
 @patch
-def rotary(self: GPTNeoX, ids, n_past=0, positions=None, mask=None):
-    "Cosine and sine (B or 1, 1, T, rotary_size) for the positions of `ids`"
+def rotary(self: GPTNeoX,
+    ids, # (B, T) token ids
+    n_past=0, # positions before them
+    positions=None, # (B, T), if they are not to be counted
+    mask=None, # (B, n_past + T) 1 where a token is real
+): # two tensors, (B or 1, 1, T, rotary_size)
+    "Cosine and sine for the positions of `ids`"
     T = ids.shape[1]
     if n_past + T > self.config.max_position_embeddings:
         raise NeoxError(f"{n_past + T} positions are more than max_position_embeddings {self.config.max_position_embeddings}; give fewer tokens")

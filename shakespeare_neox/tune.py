@@ -89,7 +89,7 @@ def grid(
     if not varied: raise NeoxError("nothing to compare; give a key several values, such as optimizer.params.lr=5e-4,2e-3")
     return [list(point) for point in itertools.product(*varied)], fixed
 
-# %% ../nbs/03_tune.ipynb #10a90baa
+# %% ../nbs/03_tune.ipynb #a45f3597
 @dataclass
 class Sweep:
     "Several runs of one recipe, compared"
@@ -98,6 +98,8 @@ class Sweep:
     axes: list # keys that were varied
 
     def __repr__(self): return (self.folder/"tune.md").read_text(encoding="utf-8").split("\n\n")[1]
+
+    def _repr_markdown_(self): return repr(self)
 
 # %% ../nbs/03_tune.ipynb #0419b0b2
 def run_point(

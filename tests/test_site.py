@@ -1,5 +1,5 @@
 "The documentation site: its glue cell by cell, then every page in a real browser"
-import functools, http.server, importlib.util, json, os, shutil, subprocess, tarfile, threading, time
+import functools, http.server, importlib.util, json, os, re, shutil, subprocess, tarfile, threading, time
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,25 @@ def test_figures_that_are_wide(docs):
 def test_definition(docs):
     block = docs.api("shakespeare_neox.base", "nearest")
     for part in ("{py:function} nearest(name: str, known: list) -> str", "| `name` | `str` | what was typed |", "base.py#L", "def nearest("): assert part in block, part
+
+
+def test_notes_of_all_parameters(docs):
+    "Those behind stars and under a decorator, too; a method without a word is left to the code"
+    assert re.search(r"\| `overrides` \|[ |]+settings that override the recipes \|", docs.api("shakespeare_neox.train", "train"))
+    assert "| `n_tokens` | `int` | length of the token file |" in docs.api("shakespeare_neox.data", "windows")
+    assert "{py:method} Run.done" not in docs.api("shakespeare_neox.run", "Run")
+
+
+def test_code_on_a_narrow_screen(docs):
+    assert docs.near("x = 1     # one\ny = 22    # two\n    # three\ns = '   #'") == "x = 1  # one\ny = 22  # two\n    # three\ns = '   #'"
+    code = lambda text: f'<span class="pre">{text}</span>'
+    cells = f"<td>{code('a_b.c')}</td><td>{code('--a_b')}</td>{code('a_b')}"
+    assert docs.breakable(cells) == cells.replace("a_b.c", "a_<wbr/>b.<wbr/>c")
+
+
+def test_flags_stay_whole(docs):
+    usage = re.search(r"```text\n(neox_train .+?)\n```", docs.commands(), re.S)[1]
+    assert all(line.count("[") == line.count("]") and len(line) < 85 for line in usage.splitlines()) and "[--dry_run" in usage
 
 
 def test_every_page_has_its_place(docs):
@@ -175,6 +194,18 @@ def test_nothing_runs_over(site, browser, width):
         visit(browser, f"{site[1]}/{page}", width)
         if (seen := browser.execute_script("return document.documentElement.scrollWidth")) > width: over.append((page, seen))
     assert over == []
+
+
+def test_tables_fit(site, browser):
+    "At the width of a desk"
+    wide = []
+    for page in pages(site[0]):
+        visit(browser, f"{site[1]}/{page}")
+        wide += [(page, head) for head in browser.execute_script("""return [...document.querySelectorAll('article table')].filter(
+            t => t.scrollWidth > (t.closest('.pst-scrollable-table-container, .cell_output') ?? t.parentElement).clientWidth + 1).map(t => t.innerText.slice(0, 60))""")]
+    visit(browser, f"{site[1]}/reference/recipe_keys.html")
+    row = browser.execute_script("return [...document.querySelectorAll('tr')].find(r => r.innerText.includes('pipe_partition_method')).innerText")
+    assert wide == [] and "transformer|mlp" in row and "shared out" in row
 
 
 def test_home_is_one_screen(site, browser):

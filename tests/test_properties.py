@@ -387,7 +387,7 @@ def test_merge_says_each_override_once(capsys):
 
 
 @given(st.lists(st.text("abc-_", min_size=1, max_size=4), min_size=1, max_size=4),
-       st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans())
+       st.integers(-2**63, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans())
 def test_parse_override(parts, value):
     got = parse_override(f"{'.'.join(parts)}={str(value).lower()}")
     for part in parts:

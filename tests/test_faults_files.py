@@ -410,3 +410,93 @@ def test_a_rank_that_is_no_number_does_not_silence(monkeypatch, capsys, rank):
     monkeypatch.setenv("RANK", rank)
     base.say("heard")
     assert capsys.readouterr().err == "heard\n"
+
+
+# whole commands
+
+TEXT = "It was a dark and stormy night; the rain fell in torrents. " * 200
+
+
+def a_trained_model(path, trained):
+    "A model folder that somebody trained, as it is copied about: without this library's mark"
+    import shutil
+    shutil.copytree(trained/"best", path)
+    (path/base.MARK).unlink(missing_ok=True)
+
+
+def own_notes(path, trained):
+    "A person's own folder, in which files happen to have the names of this library's"
+    path.mkdir()
+    for name in ("train.json", "tokenizer.json", "config.json", "notes.md"):
+        (path/name).write_text("mine")
+
+
+@posix
+@pytest.mark.parametrize("replace", [[], ["--replace"]])
+@pytest.mark.parametrize("obstacle", [a_trained_model, own_notes, lambda path, _: a_link(path), lambda path, _: a_file(path)])
+@pytest.mark.parametrize("command", ["neox_tokenizer", "neox_prepare"])
+def test_a_command_keeps_what_is_there(here, capsys, trained, command, obstacle, replace):
+    from importlib import import_module
+    main = getattr(import_module(f"shakespeare_neox.{base.COMMANDS[command]}"), f"{command}_main")
+    (here/"book.txt").write_text(TEXT)
+    obstacle(here/"out", trained)
+    before = tree(here)
+    with pytest.raises(SystemExit) as stopped:
+        main(["book.txt", "--out", "out", *replace])
+    assert stopped.value.code == 2 and "not replaced" in capsys.readouterr().err
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize("command", ["neox_tokenizer", "neox_prepare"])
+def test_a_command_replaces_its_own_only_when_told(here, capsys, command):
+    from importlib import import_module
+    main = getattr(import_module(f"shakespeare_neox.{base.COMMANDS[command]}"), f"{command}_main")
+    (here/"book.txt").write_text("abcdefgh" * 500)
+    (here/"other.txt").write_text("stuvwxyz" * 500)
+    words_for = lambda text: [text, "--out", "out"] + (["--tokenizer_path", "letters"] if command == "neox_prepare" else [])
+    from shakespeare_neox.tokenizer import train_tokenizer
+    (here/"letters").mkdir()
+    train_tokenizer("abcdefghstuvwxyz").save(here/"letters")
+    main(words_for("book.txt"))
+    before = tree(here/"out")
+    with pytest.raises(SystemExit):
+        main(words_for("other.txt"))
+    assert "--replace" in capsys.readouterr().err and tree(here/"out") == before
+    main([*words_for("other.txt"), "--replace"])
+    assert tree(here/"out") != before
+
+
+def test_a_model_is_not_saved_over_another(here, trained):
+    from shakespeare_neox.generate import open_checkpoint
+    model, tokenizer = open_checkpoint(str(trained))
+    a_trained_model(here/"theirs", trained)
+    before = tree(here)
+    for settings in (dict(), dict(replace=True)):
+        with pytest.raises(NeoxError, match="not replaced"):
+            model.save_pretrained(here/"theirs", tokenizer, **settings)
+    assert tree(here) == before
+    model.save_pretrained(here/"ours", tokenizer)
+    model.save_pretrained(here/"ours", tokenizer, replace=True)
+    assert stat.S_IMODE((here/"ours"/"model.safetensors").stat().st_mode) == stat.S_IMODE((here/"ours"/"config.json").stat().st_mode)
+
+
+@posix
+@pytest.mark.parametrize("output", ["precious.txt", "book.txt", "link.txt", "folder.txt"])
+def test_plain_text_replaces_nothing(here, capsys, output):
+    from shakespeare_neox.data import neox_prepare_main
+    (here/"book.txt").write_text(TEXT)
+    (here/"precious.txt").write_text("a life's work")
+    (here/"link.txt").symlink_to("precious.txt")
+    (here/"folder.txt").mkdir()
+    before = tree(here)
+    with pytest.raises(SystemExit) as stopped:
+        neox_prepare_main(["book.txt", "--plain", output])
+    assert stopped.value.code == 2 and output in capsys.readouterr().err
+    assert tree(here) == before
+
+
+def test_plain_text_makes_its_folder(here, capsys):
+    from shakespeare_neox.data import neox_prepare_main
+    (here/"book.txt").write_text(TEXT)
+    neox_prepare_main(["book.txt", "--plain", "data/pretraining_data/corpus.txt"])
+    assert (here/"data"/"pretraining_data"/"corpus.txt").read_text() == TEXT

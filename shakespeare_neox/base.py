@@ -711,9 +711,9 @@ def start():
     "Runs the command by whose name this process was called"
     name = re.sub(r"(-script)?(\.exe|\.pyw?)?$", "", Path(sys.argv[0]).name)
     try:
-        settle_streams()
-        settle_folders()
         with slow_import():
+            settle_streams()
+            settle_folders()
             module = importlib.import_module(f".{COMMANDS[name]}", __package__)
     except NeoxError as e:
         say(f"{name}: {e}", each=True)

@@ -53,7 +53,7 @@ def plain_value(
     if isinstance(value, str):
         if "\0" in value:
             raise NeoxError(f"{name}: {shown(value)} holds a zero byte; remove it")
-        return str(value)
+        return str.__str__(value)
     if isinstance(value, int):
         if not -2**63 <= value < 2**63:
             raise NeoxError(f"{name}: {shown(value)}, more than 64; give a smaller number")

@@ -6,12 +6,12 @@
 __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATTERNS', 'FIRST', 'MOST_BYTES', 'MOST_VALUES', 'MOST_DEPTH', 'TEXT_KEYS',
            'ENDINGS', 'TEXTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING', 'OWN_KEYS', 'TrainConfig',
            'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock', 'ScheduleBlock', 'gpt_neox_keys',
-           'sort_other_key', 'sort_block_key', 'is_number', 'are_growing', 'NumberLoader', 'TextDumper', 'YamlReader',
-           'compose', 'read_lines', 'read_yaml', 'write_yaml', 'recipe_text', 'read_recipe', 'find_recipe', 'is_there',
-           'parse_override', 'text_value', 'yaml_value', 'Settings', 'leaf_names', 'merge', 'in_one_line',
-           'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts', 'leave_tokenizer', 'fit_to_text',
-           'load_config', 'sort_settings', 'source_of', 'make_recipe', 'ignored_in_blocks', 'key_rows', 'recipe_keys',
-           'learning_rate', 'window_length']
+           'sort_other_key', 'sort_block_key', 'is_number', 'are_growing', 'NumberLoader', 'TextDumper', 'quoted',
+           'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'recipe_text', 'read_recipe',
+           'find_recipe', 'is_there', 'parse_override', 'text_value', 'yaml_value', 'Settings', 'leaf_names', 'merge',
+           'in_one_line', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts', 'leave_tokenizer',
+           'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe', 'ignored_in_blocks', 'key_rows',
+           'recipe_keys', 'learning_rate', 'window_length']
 
 # %% ../nbs/03_recipe.ipynb #0bd27c0f
 import copy, json, math, re
@@ -46,7 +46,7 @@ class TrainConfig:
     weight_decay: float = 0.1 # of matrices
     gradient_clipping: float = 1.0 # longest gradient, 0 for no limit
     precision: Literal["fp32", "fp16", "bfloat16"] = None # what the device does best, if not given
-    fp16: dict = None # {"enabled": true} asks for half precision with a loss scaler; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16
+    fp16: dict = None # {"enabled": true} asks for half precision with a loss scaler; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16
     bf16: dict = None # {"enabled": true} asks for bfloat16
     eval_interval: int = 1000 # steps between evaluations
     eval_iters: int = None # batches of an evaluation, the whole split if not given
@@ -348,6 +348,15 @@ for kind, pattern in PATTERNS.items():
     for reader in (NumberLoader, TextDumper):
         reader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), FIRST[kind])
 
+def quoted(
+    dumper: TextDumper, # that writes
+    text: str, # a value or a key
+): # a node of YAML
+    "Text in double quotes where it holds what must be escaped, else as PyYAML likes it"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+
+TextDumper.add_representer(str, quoted)
+
 # %% ../nbs/03_recipe.ipynb #b10c0003
 MOST_BYTES, MOST_VALUES, MOST_DEPTH = 100_000, 10_000, 20      # of a recipe; its aliases count as what they repeat
 TEXT_KEYS = {f.name for f in fields(TrainConfig) if f.type is str}
@@ -570,15 +579,16 @@ def yaml_value(
     typed: str, # what stands behind the =
 ): # None if nothing does
     "The number, truth value, word, list or block that was typed for a setting"
-    node = compose(typed, word)
+    where = word if len(word) <= 80 else f"{word[:60]}..."
+    node = compose(typed, where)
     if node is None:
         if typed.strip():
-            raise NeoxError(f"{shown(word)}: there is no value, only {shown(typed)}; put quotes around it if it is text")
+            raise NeoxError(f"{in_one_line(where)}: there is no value, only {shown(typed)}; put quotes around it if it is text")
         return None
     read = typed[node.start_mark.index:node.end_mark.index]
     if read.strip() != typed.strip():
-        raise NeoxError(f"{shown(word)}: only {shown(read)} of it would be read; put quotes around the value if it is text")
-    return YamlReader(word).read(node, depth=1)
+        raise NeoxError(f"{in_one_line(where)}: only {shown(read)} of it would be read; put quotes around the value if it is text")
+    return YamlReader(where).read(node, depth=1)
 
 # %% ../nbs/03_recipe.ipynb #116a4f35
 TEXTS = ("data_path", "train_data_paths")
@@ -597,11 +607,26 @@ class Settings(dict):
         lines: dict, # key, with dots -> line, if it is a file
     ):
         "Keeps where settings come from"
-        places = {name: f"{where}, line {line}" for name, line in lines.items()} or dict.fromkeys(leaf_names(new), where)
-        self.sources.update(places)
+        for name, line in lines.items():
+            self.sources[name] = f"{where}, line {line}"
+        for name in leaf_names(new) if not lines else []:
+            self.sources[name] = where
+            self.note_blocks(name, where)
         self.layers.setdefault(where, {}).update({name: new[name] for name in TEXTS if name in new})
         if "vocab_file" in new:
             self.tokenizer_layer = where
+
+    def note_blocks(self,
+        name: str, # of a setting, with dots, about to be given
+        where: str, # the layer that gives it
+    ):
+        "Keeps where the blocks come from that are not there yet"
+        block, path = self, ""
+        for part in name.split(".")[:-1]:
+            path = f"{path}.{part}".lstrip(".")
+            block = block.get(part) if isinstance(block, dict) else None
+            if not isinstance(block, dict):
+                self.sources[path] = where
 
 def leaf_names(
     settings: dict, # nested

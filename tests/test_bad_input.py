@@ -1,6 +1,6 @@
 "Bad input: one line, exit 2, and nothing lost"
 import errno, io, json, os, shutil, subprocess, sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -446,15 +446,22 @@ def test_full_disk_while_training(disk, capsys):
 
 @contextmanager
 def full(monkeypatch, name):
-    "Every text that goes into a file of this name, or of a temporary form of it, is cut off by a full disk"
-    write = Path.write_text
-    def write_text(self, text, *args, **kwargs):
-        if name not in self.name: return write(self, text, *args, **kwargs)
-        write(self, text[:9])
+    "Every file whose name holds `name` is cut off by a full disk; in the end at least one must have been"
+    opened, cut, open_file, force = {}, [], os.open, os.fsync
+    def noted_open(path, *args, **kwargs):
+        descriptor = open_file(path, *args, **kwargs)
+        opened[descriptor] = Path(os.fsdecode(path))
+        return descriptor
+    def fsync(descriptor):
+        path = opened.get(descriptor, Path())
+        if name not in path.name or not path.is_file(): return force(descriptor)
+        cut.append(path)
+        os.truncate(path, 9)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", write_text)
+        patch.setattr(os, "open", noted_open); patch.setattr(os, "fsync", fsync)
         yield
+    assert cut, f"nothing was written to a file named {name}"
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "state.json"])
@@ -471,8 +478,10 @@ def test_full_disk_keeps_what_was_saved(name, monkeypatch, capsys):
 
 
 def test_full_disk_at_the_start_of_a_run(monkeypatch, capsys):
-    with full(monkeypatch, "config.yml"), suppress(SystemExit): train(RUN)
+    with full(monkeypatch, "config.yml"): refuses(train, RUN, capsys, "run", "could not be written", "No space left")
+    assert not list(Path(".").rglob("*.tmp*")) and not list(Path(".").rglob("config.yml"))
     train(RUN)
+    assert saved_steps("run") == [30]
 
 
 def test_full_disk_keeps_the_log(monkeypatch, capsys):
@@ -480,7 +489,7 @@ def test_full_disk_keeps_the_log(monkeypatch, capsys):
     train(run); shutil.rmtree("run/state/step_30")
     events = Path("run/log.jsonl").read_text().splitlines()
     first_half = [e for e in events if json.loads(e)["step"] <= 15]
-    with full(monkeypatch, "log"), suppress(SystemExit): train(run)
+    with full(monkeypatch, "log.jsonl"): refuses(train, run, capsys, "No space left", steps=True)
     assert Path("run/log.jsonl").read_text().splitlines()[:len(first_half)] == first_half
 
 

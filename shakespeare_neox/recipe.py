@@ -7,11 +7,11 @@ __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATTERNS', 'FIRST', 'MOST_BY
            'ENDINGS', 'TEXTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING', 'OWN_KEYS', 'TrainConfig',
            'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock', 'ScheduleBlock', 'gpt_neox_keys',
            'sort_other_key', 'sort_block_key', 'is_number', 'are_growing', 'NumberLoader', 'TextDumper', 'quoted',
-           'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'recipe_text', 'read_recipe',
-           'find_recipe', 'is_there', 'parse_override', 'text_value', 'yaml_value', 'Settings', 'leaf_names', 'merge',
-           'in_one_line', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts', 'leave_tokenizer',
-           'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe', 'ignored_in_blocks', 'key_rows',
-           'recipe_keys', 'learning_rate', 'window_length']
+           'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'in_one_line', 'recipe_text',
+           'read_recipe', 'find_recipe', 'is_there', 'parse_override', 'text_value', 'yaml_value', 'Settings',
+           'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts',
+           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe',
+           'ignored_in_blocks', 'key_rows', 'recipe_keys', 'learning_rate', 'window_length']
 
 # %% ../nbs/03_recipe.ipynb #0bd27c0f
 import copy, json, math, re
@@ -46,7 +46,7 @@ class TrainConfig:
     weight_decay: float = 0.1 # of matrices
     gradient_clipping: float = 1.0 # longest gradient, 0 for no limit
     precision: Literal["fp32", "fp16", "bfloat16"] = None # what the device does best, if not given
-    fp16: dict = None # {"enabled": true} asks for half precision with a loss scaler; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16
+    fp16: dict = None # {"enabled": true} asks for half precision with a loss scaler; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16
     bf16: dict = None # {"enabled": true} asks for bfloat16
     eval_interval: int = 1000 # steps between evaluations
     eval_iters: int = None # batches of an evaluation, the whole split if not given
@@ -497,6 +497,13 @@ def write_yaml(
     return yaml.dump(settings, Dumper=TextDumper, sort_keys=False, allow_unicode=True, width=1000)
 
 # %% ../nbs/03_recipe.ipynb #68b89af1
+def in_one_line(
+    value, # of a setting
+) -> str:
+    "A value as it is told: text without quotes, unless it would break the line"
+    text = str(value)
+    return text if text.isprintable() and text == text.strip() and len(text) <= 200 else shown(value)
+
 def recipe_text(
     path: Path, # a YAML file
 ) -> str:
@@ -656,13 +663,6 @@ def merge(
             say(f"{prefix}{key}: {in_one_line(settings[key])} -> {in_one_line(value)} ({where})")
         settings[key] = copy.deepcopy(value)
 
-def in_one_line(
-    value, # of a setting
-) -> str:
-    "A value as it is told: text without quotes, unless it would break the line"
-    text = str(value)
-    return text if text.isprintable() and text == text.strip() and len(text) <= 200 else shown(value)
-
 # %% ../nbs/03_recipe.ipynb #da9fc749
 NANOGPT = dict(n_layer="num_layers", n_head="num_attention_heads", n_embd="hidden_size", block_size="seq_length", max_iters="train_iters",
     batch_size="train_micro_batch_size_per_gpu", learning_rate="optimizer.params.lr", lr="optimizer.params.lr", beta2="optimizer.params.betas",
@@ -738,7 +738,7 @@ def leave_tokenizer(
     if not theirs or theirs == ours:
         return
     source = settings.sources.get("train_data_paths" if settings.get("train_data_paths") else "data_path")
-    layer = (source or "Python").split(", line ")[0]
+    layer = (source or "given in Python").split(", line ")[0]
     say(f"vocab_file: {in_one_line(settings['vocab_file'])} -> none, it belongs to {in_one_line(', '.join(map(str, theirs)))}; "
         f"{in_one_line(', '.join(map(str, ours)))} gets a tokenizer of its own ({layer})")
     settings["vocab_file"] = None

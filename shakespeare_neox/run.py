@@ -451,6 +451,8 @@ class Run:
     best: float = math.inf # lowest validation loss so far
     best_step: int = None # step of the model in best/
     best_sha256: str = None # sum of its weights' file
+    best_lost: bool = False # whether best/ is not that model
+    claimed: bytes = None # the content of config.yml in its folder
     waited: int = 0 # evaluations since then
     seconds: float = 0.0 # spent in steps
     compiled: bool = False # whether the model is

@@ -9,9 +9,9 @@ __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'L
            'digest_of_version', 'digest', 'text_digest', 'check_apart', 'cached_tokens', 'token_files', 'open_cached',
            'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'device_bytes', 'used_bytes',
            'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator', 'settle_batch', 'steps_of',
-           'check_alike', 'resident_ids', 'make_run', 'use_onednn', 'training_settings', 'loss_of', 'batch',
-           'gradient_norm', 'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step', 'move_weights',
-           'score', 'summed_loss', 'evaluate']
+           'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of', 'batch', 'gradient_norm',
+           'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step', 'move_weights', 'score',
+           'summed_loss', 'evaluate']
 
 # %% ../nbs/03_run.ipynb #5b5f5b3e
 import json
@@ -612,7 +612,7 @@ def make_run(
     with settings:
         torch.manual_seed(c.seed)
         model = GPTNeoX(config).to(device)
-        use_onednn(model, settings.onednn)
+        model.use_onednn(settings.onednn)
         model.checkpoint_activations = c.checkpoint_activations
         on_gpu = device.type == "cuda"
         resident = resident_ids(files["train"], device, torch.cuda.mem_get_info()[0]) if on_gpu else None
@@ -621,14 +621,6 @@ def make_run(
         model, optimizer = accelerator.prepare(model, made)
     folder = Path(c.save or c.load or f"runs/{recipe.name}")
     return Run(recipe, folder, config, files, tokenizer, accelerator, settings, model, optimizer, average, precision, licence, resident)
-
-def use_onednn(
-    model: GPTNeoX, # fresh
-    onednn: bool, # whether oneDNN has the fp32 products of a CPU
-):
-    "Tells the attention of each layer which products are fast"
-    for layer in model.gpt_neox["layers"]:
-        layer.attention.onednn = onednn
 
 @contextmanager
 def training_settings(

@@ -158,8 +158,7 @@ def keep_model(
     "Writes a model folder, whole or not at all, in the place of the former one"
     check_tensors_finite(run, {f"model|{k}": v for k, v in run.scored.state_dict().items()})
     make_room(path, "model")
-    with new_folder(path, "model", replace=True) as tmp:
-        run.scored.write(tmp, run.tokenizer)
+    run.scored.save_pretrained(path, run.tokenizer, replace=True)
 
 def keep_best(
     run: Run, # at its best so far

@@ -9,7 +9,7 @@ __all__ = ['STALE', 'MARK', 'LARGEST_JSON', 'COMMANDS', 'NeoxError', 'nearest', 
            'check_replaceable', 'set_aside', 'swap', 'recover', 'finish_folder', 'new_folder', 'keep_own', 'version',
            'read_folder', 'owner_of', 'locked', 'checker', 'validate', 'without_twins', 'read_json', 'OneLineParser',
            'flags', 'make_parser', 'tell_launcher', 'settle_streams', 'settle_folders', 'silence_output', 'parsed',
-           'command', 'start']
+           'command', 'slow_import', 'start']
 
 # %% ../nbs/00_base.ipynb #ca02cb69
 import argparse
@@ -21,10 +21,12 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -645,6 +647,23 @@ def command(
     return main
 
 # %% ../nbs/00_base.ipynb #59b1141f
+@contextmanager
+def slow_import():
+    "Ends the process at once on Ctrl-C: an import that is broken off leaves modules half made"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number, frame):
+        say(f"{Path(sys.argv[0]).name}: interrupted")
+        os._exit(130)
+
+    former = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former or signal.SIG_DFL)
+
 COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="train", neox_report="report",
                 neox_tune="tune", neox_generate="generate", neox_benchmark="benchmark")
 
@@ -654,11 +673,9 @@ def start():
     try:
         settle_streams()
         settle_folders()
-        module = importlib.import_module(f".{COMMANDS[name]}", __package__)
+        with slow_import():
+            module = importlib.import_module(f".{COMMANDS[name]}", __package__)
     except NeoxError as e:
         say(f"{name}: {e}", each=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted")
-        sys.exit(130)
     return getattr(module, f"{name}_main")()

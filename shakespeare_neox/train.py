@@ -38,7 +38,7 @@ from .data import windows
 from .model import flops_per_token, sample, summary
 from .optimizer import moments_of
 from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, read_recipes, sort_settings
-from .report import Board, Log, Progress, TrainResult, noted_signals, start_wandb, write_report
+from .report import Board, Log, Progress, TrainResult, first_line, noted_signals, start_wandb, write_report
 from .run import LONG_RUN, Run, batch, check_alike, compile_model, digest, evaluate, forget_gradients, loss_of, make_run, train_step, training_settings, used_bytes
 
 # %% ../nbs/03_train.ipynb #7f2531e4
@@ -685,11 +685,15 @@ def train_recipe(
                 say(f"{run.folder} is complete" if run.done else f"{run.folder} goes on from step {run.step:,}")
             log = Log(run.folder/"log.jsonl", run.step, a.is_main_process)
         check_alike(dict(step=run.step))
-        if not run.done:
+        trained = not run.done
+        if trained:
             train_and_log(run, log, callback, shown)
         result = result_of(run, log)
-        if a.is_main_process and log.whole and not (run.folder/"report.md").exists():
-            write_report(run.folder)
+        if a.is_main_process and log.whole and (trained or not (run.folder/"report.md").exists()):
+            try:
+                write_report(run.folder)
+            except Exception as e:                                          # the model is there without it
+                say(f"the report failed: {first_line(e)}")
         a.wait_for_everyone()                                               # the folder is whole for all
     return result
 
@@ -703,7 +707,7 @@ def train_and_log(
     a = run.accelerator
     run.model.train()
     compile_if_it_pays(run)
-    board = Board(start_wandb(run))
+    board = Board(start_wandb(run), log.events)
     log.add(event="start", step=run.step, precision=run.precision, compiled=run.compiled, device=a.device.type,
             data=", ".join(map(str, run.c.train_data_paths or [run.c.data_path])), licence=run.licence, processes=a.num_processes, **versions())
     progress = Progress(run, log, shown if a.is_main_process else "lines")
@@ -713,13 +717,15 @@ def train_and_log(
             board.send(event)
             if callback:
                 callback(event)
+    exit_code = 1
     try:
         with noted_signals() as stopped:
             loop(run, log, show, stopped, progress)
             number = stop_signal(run, stopped)
+        exit_code = 255 if number else 0                                    # as W&B marks what Ctrl-C ended
     finally:
         progress.end()
-        board.finish(run.folder/"best")
+        board.finish(run.folder/"best", exit_code)
     if number:
         stop(run, number)
     if run.step < run.c.train_iters:

@@ -7,9 +7,9 @@ __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_LINE', 'TEXT_KEYS', 'LICENCES'
            'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'first_line',
            'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'Progress', 'noted_signals', 'wandb_login',
            'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'start_wandb', 'model_files', 'Board',
-           'draw_losses', 'is_number', 'TrainResult', 'table', 'figures', 'read_run', 'fenced', 'report_text',
-           'write_figure', 'write_report', 'check_hub_name', 'model_card', 'upload', 'gather', 'push_to_hub',
-           'neox_report']
+           'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event', 'figures', 'read_run', 'fenced',
+           'report_text', 'write_figure', 'write_report', 'check_hub_name', 'model_card', 'upload', 'gather',
+           'push_to_hub', 'neox_report']
 
 # %% ../nbs/03_report.ipynb #278f0f73
 import io
@@ -550,6 +550,13 @@ def table(
     return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {cell(k)} | {cell(v)} |" for k, v in rows.items())])
 
 # %% ../nbs/03_report.ipynb #b986a33a
+def best_event(
+    scores: list, # evaluations of a log, at least one
+) -> dict: # one of them
+    "The evaluation whose model lies in best/: the last that was kept there"
+    kept = [event for event in scores if event.get("kept")]
+    return kept[-1] if kept else min(scores, key=lambda event: event["loss"])
+
 def figures(
     folder: Path, # of a finished run
     events: list, # of its log
@@ -559,7 +566,7 @@ def figures(
     steps = [event for event in events if event["event"] == "log"]
     if not scores or not steps:
         raise NeoxError(f"{folder}: its log holds no evaluation yet; train it to its first one")
-    best = min(scores, key=lambda event: event["loss"])
+    best = best_event(scores)
     start = next((event for event in events if event["event"] == "start"), {})
     config = read_folder(Path(folder)/"best", lambda best: from_hf(read_json(best/"config.json", dict, "train it again")))
     last, speeds = steps[-1], sorted(event["tokens_per_second"] for event in steps)

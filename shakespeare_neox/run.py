@@ -7,11 +7,11 @@ __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'L
            'best_precision', 'has_bf16', 'pick_precision', 'onednn_products', 'onednn_is_exact', 'glibc', 'kept_memory',
            'TorchSettings', 'random_states', 'restore_random', 'compile_model', 'run_tokenizer', 'check_alphabet',
            'digest_of_version', 'digest', 'text_digest', 'check_apart', 'cached_tokens', 'token_files', 'open_cached',
-           'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'device_bytes', 'used_bytes',
-           'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator', 'settle_batch', 'steps_of',
-           'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of', 'batch', 'gradient_norm',
-           'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step', 'move_weights', 'score',
-           'summed_loss', 'evaluate']
+           'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached', 'device_bytes',
+           'used_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator', 'settle_batch',
+           'steps_of', 'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of', 'batch',
+           'gradient_norm', 'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step', 'move_weights',
+           'score', 'summed_loss', 'evaluate']
 
 # %% ../nbs/03_run.ipynb #5b5f5b3e
 import json
@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from .base import NeoxError, assets, cache_folder, is_ours, locked, new_folder, read_json, reason, say, write_whole
 from .corpora import Corpus, load_corpus
-from .data import TokenFile, batch_starts, eval_batches, get_batch, prepare, windows, write_header
+from .data import TokenFile, batch_starts, eval_batches, get_batch, preparation_key, prepare, windows, write_header
 from .model import GPTNeoX, ModelConfig, count_parameters, training_bytes
 from .optimizer import Average, make_optimizer
 from .recipe import Recipe, TrainConfig, learning_rate, window_length
@@ -389,13 +389,24 @@ def open_data(
         check_apart(corpus.files)
     tokenizer = run_tokenizer(c, corpus.counts.alphabet)
     check_alphabet(c, tokenizer, corpus)
-    parts = str(corpus.files and [part for _, part in corpus.files])
-    key = sha256("|".join([corpus.counts.sha256, parts, tokenizer.fingerprint, c.split]).encode()).hexdigest()[:16]
-    folder = cache_folder()/"tokens"/key
-    files = cached_tokens(folder, lambda: prepare(corpus, tokenizer, folder, c.split), tokenizer.fingerprint)
+    folder = cache_folder()/"tokens"/preparation_key(corpus, tokenizer, c.split)
+    files = cached_tokens(folder, lambda: prepare_cached(corpus, tokenizer, folder, c.split), tokenizer.fingerprint)
     if "valid" not in files:
         raise NeoxError(f"split: {c.split!r} leaves no validation text; give a second share, such as 90,10,0")
     return {part: files[part] for part in ("train", "valid")}, tokenizer, corpus.licence
+
+def prepare_cached(
+    corpus: Corpus, # the text
+    tokenizer: Tokenizer, # of the run
+    folder: Path, # an entry of the cache
+    split: str, # as of `prepare`
+):
+    "Prepares an entry of the cache; an error names what can be changed here"
+    try:
+        prepare(corpus, tokenizer, folder, split)
+    except NeoxError as e:
+        advice = "set NEOX_CACHE to a folder on another disk"
+        raise NeoxError(str(e).replace("name a folder on another disk with --out", advice)) from None
 
 # %% ../nbs/03_run.ipynb #e2341e32
 def device_bytes(

@@ -38,7 +38,7 @@ from .data import windows
 from .model import flops_per_token, sample, summary
 from .optimizer import moments_of
 from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, read_recipes, sort_settings
-from .report import Board, Log, Progress, TrainResult, first_line, noted_signals, start_wandb, write_report
+from .report import Board, Log, Progress, TrainResult, best_event, first_line, noted_signals, start_wandb, write_report
 from .run import LONG_RUN, Run, batch, check_alike, compile_model, digest, evaluate, forget_gradients, loss_of, make_run, train_step, training_settings, used_bytes
 
 # %% ../nbs/03_train.ipynb #7f2531e4
@@ -753,8 +753,7 @@ def result_of(
     scores = [e for e in log.events if e["event"] == "evaluation"]
     if not scores:
         raise NeoxError(f"{log.path}: holds no evaluation; it was removed or emptied")
-    kept = [e for e in scores if e.get("kept")]
-    best = kept[-1] if kept else min(scores, key=lambda e: e["loss"])       # the one that lies in best/
+    best = best_event(scores)
     tokens = run.c.train_batch_size*run.config.seq_length
     return TrainResult(run.folder, run.step, best["loss"], best["bits_per_byte"], run.seconds,
                        tokens*run.step/max(1e-9, run.seconds), log.events, scores[-1]["sample"])

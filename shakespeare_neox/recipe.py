@@ -46,7 +46,7 @@ class TrainConfig:
     weight_decay: float = 0.1 # of matrices
     gradient_clipping: float = 1.0 # longest gradient, 0 for no limit
     precision: Literal["fp32", "fp16", "bfloat16"] = None # what the device does best, if not given
-    fp16: dict = None # {"enabled": true} asks for half precision with a loss scaler; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16; with "type": "bfloat16" it means bf16
+    fp16: dict = None # {"enabled": true} asks for half precision with a loss scaler; with "type": "bfloat16" it means bf16
     bf16: dict = None # {"enabled": true} asks for bfloat16
     eval_interval: int = 1000 # steps between evaluations
     eval_iters: int = None # batches of an evaluation, the whole split if not given

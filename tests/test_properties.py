@@ -213,7 +213,7 @@ def test_separated(documents, size):
     assert list(separated((text[i:i+size] for i in range(0, len(text), size)), "<|>")) == documents
 
 
-@given(st.lists(st.integers(0, 99_999), min_size=1), st.integers(0, 10**6))
+@given(st.lists(st.integers(0, 99_999), min_size=1), st.integers(1, 10**6))
 def test_token_file_round_trip(tmp_path_factory, ids, n_bytes):
     path = tmp_path_factory.mktemp("f")/"train.bin"
     np.array(ids, id_type(max(ids) + 1)).tofile(path)

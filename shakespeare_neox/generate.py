@@ -239,7 +239,7 @@ def generate_ids(
     rows, live = {b: list(p) for b, p in enumerate(prompts)}, list(range(len(prompts)))
     reader = Reader(model, tokenizer.pad_id or 0, len(rows), max(map(len, prompts)) + max_new_tokens)
     known = known_ids(model.config, tokenizer)
-    generators = [torch.Generator().manual_seed(seed + n) for n in numbers or live]
+    generators = [torch.Generator().manual_seed(int(seed) + n) for n in numbers or live]
     for _ in range(max_new_tokens):
         if any(b in ended for b in live):
             reader.keep([k for k, b in enumerate(live) if b not in ended]); live = [b for b in live if b not in ended]
@@ -295,12 +295,20 @@ class TextStream:
     ) -> str: # what is sure now and was not before, often ""
         "Takes an id"
         self.window.append(new)
+        if self.is_byte(new): return ""                        # whether bytes are characters is decided for all in a row
         if 8 < len(self.window) < self.wait and self.tokenizer.decode([new]).endswith("\ufffd"): return ""   # still in the midst
         text = self.tokenizer.decode(self.window)
         sure = len(text.rstrip("\ufffd"))
         piece, self.given, self.wait = text[self.given:sure], max(self.given, sure), 2*len(self.window)
         if sure == len(text): self.shorten()
         return piece
+
+    def is_byte(self,
+        new: int, # an id
+    ) -> bool:
+        "Whether an id is a byte that SentencePiece falls back to, such as <0xE2>"
+        token = self.tokenizer.backend.id_to_token(new) or ""
+        return token.startswith("<0x") and len(token) == 6 and self.tokenizer.decode([new]) != token
 
     def shorten(self):
         "Keeps the fewest last ids that are a text of their own, for what joins them to the next one"
@@ -328,7 +336,7 @@ def pieces(
         text += decoded.add(new)
         end = stop_at(text, stop)
         if end is not None:
-            yield text[:end]
+            if end: yield text[:end]
             return
         sure = len(text) - held_back(text, stop)
         if sure: yield text[:sure]

@@ -823,6 +823,7 @@ def read_shown(
     def named(folder):
         try: return read(folder)
         except NeoxError as e: raise NeoxError(str(e).replace(str(folder), str(path))) from None
+    if not Path(path).resolve().name: raise NeoxError(f"{path}: the root of all folders, which is no model folder")
     return read_folder(path, named)
 
 @patch(cls_method=True)

@@ -30,7 +30,7 @@ import stat
 import sys
 import unicodedata
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -71,26 +71,29 @@ class Unpacked:
     ):
         self.path, self.packed, self.done = path, packed, 0
         self.file = gzip.GzipFile(fileobj=packed)
-        size = packed.seek(0, os.SEEK_END)
-        packed.seek(max(0, size - 4))
-        self.check(int.from_bytes(packed.read(4), "little"), size)      # what gzip says of its last part
-        packed.seek(0)
+        if self.claims() > UNPACKED_FREELY:             # found out before anybody reads records of it
+            with suppress(EOFError, OSError, zlib.error):
+                while self.done <= 2*UNPACKED_FREELY and self.read(2**18):
+                    pass
+            packed.seek(0)
+            self.file, self.done = gzip.GzipFile(fileobj=packed), 0
 
-    def check(self,
-        unpacked: int, # bytes, at least
-        packed: int, # bytes of which they come
-    ):
-        "Raises an error if that is no text"
-        if unpacked > max(UNPACKED_FREELY, UNPACKED_RATIO*packed):
-            raise NeoxError(f"{self.path}: more than {UNPACKED_RATIO} bytes for each compressed byte, after "
-                            f"{UNPACKED_FREELY/1e6:,.0f} MB; no text is like that (unpack it if it is one)")
+    def claims(self) -> int: # bytes; 0 if it is as large as text may be
+        "How much the end of the file says that it holds, where that is out of proportion"
+        size = self.packed.seek(0, os.SEEK_END)
+        self.packed.seek(max(0, size - 4))
+        unpacked = int.from_bytes(self.packed.read(4), "little")
+        self.packed.seek(0)
+        return unpacked if unpacked > UNPACKED_RATIO*size else 0
 
     def read(self,
         size: int = -1, # bytes at most, all if negative
     ) -> bytes:
         raw = self.file.read(size)
         self.done += len(raw)
-        self.check(self.done, self.packed.tell())
+        if self.done > max(UNPACKED_FREELY, UNPACKED_RATIO*self.packed.tell()):
+            raise NeoxError(f"{self.path}: more than {UNPACKED_RATIO} bytes for each compressed byte, after "
+                            f"{UNPACKED_FREELY/1e6:,.0f} MB; no text is like that (unpack it if it is one)")
         return raw
 
 @contextmanager
@@ -442,12 +445,14 @@ def instruction(
 def as_text(
     record: dict, # fields and values
     where: str, # file and place, for the error
-) -> str: # empty where the record's text is
+) -> str: # empty where the record's text is, or is null
     "The text of a record: its `text`, else the turns of a dialogue, else an instruction with its answer"
     there = {name: value for name, value in record.items() if value is not None}
     turns = [name for name in TURNS if name in there]
     if "text" in there:
         text = string(there["text"], f"{where}: the column named text")
+    elif "text" in record and not set(there) & {*TURNS, *ASKED, *GIVEN, *ANSWERED}:
+        text = ""
     elif len(turns) == 1:
         text = dialogue(there, turns[0], where)
     else:
@@ -1017,7 +1022,7 @@ def readable_files(
 ) -> list: # paths, sorted
     "The files of a folder that can be read as text or records; one line names the others"
     found, left_out = look_through(Path(folder))
-    if left_out:
+    if found and left_out:
         more = f" and {len(left_out) - 8:,} more" if left_out[8:] else ""
         say_once(f"{folder}: not read: {', '.join(left_out[:8])}{more}")
     return found

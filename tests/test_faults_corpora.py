@@ -177,7 +177,7 @@ STRANGE = {
     "no answer": (dict(instruction="Why?"), ["instruction"]),
     "two answers": (dict(instruction="Why?", output="a", response="b"), ["instruction, output, response"]),
     "chosen and rejected": (dict(prompt="Why?", chosen="a", rejected="b"), ["prompt, chosen, rejected"]),
-    "number": (dict(text=3), ["int"]), "null": (dict(text=None), ["text (null)"]), "list": (dict(text=["a", "b"]), ["list"]),
+    "number": (dict(text=3), ["int"]), "list": (dict(text=["a", "b"]), ["list"]),
     "true": (dict(text=True), ["bool"]), "object": (dict(text={"en": "a"}), ["dict"]),
     "number in an answer": (dict(instruction="Add.", input="1 and 2", output=3), ["output", "int"]),
     "list in an answer": (dict(question="Why?", answer=["So."]), ["answer", "list"]),
@@ -220,9 +220,10 @@ def test_all_strange_records_are_named():
 
 
 def test_empty_texts_are_counted(capsys):
-    jsonl("r.jsonl", dict(text="a"), dict(text=""), dict(text="b"), dict(text=""))
+    jsonl("r.jsonl", dict(text="a"), dict(text=""), dict(text="b"), dict(text=None))
     assert documents("r.jsonl") == ["a", "b"]
-    assert "2 without text" in (said := capsys.readouterr().err) and "line 2" in said
+    said = capsys.readouterr().err
+    assert "2 without text" in said and "line 2" in said
 
 
 def test_one_record_as_json():
@@ -680,8 +681,8 @@ def test_compressed_bombs(name):
 def test_text_that_compresses_well():
     "A log of 70 MB that a hundredth holds is text; so is anything up to 64 MB"
     line = "2026-01-02 03:04:05 INFO worker {} finished its task without a fault\n"
-    text = "".join(line.format(i % 9973) for i in range(1_000_000))
-    with gzip.open("log.txt.gz", "wb") as file:
+    text = "".join(line.format(i) for i in range(100_000))*10
+    with gzip.open("log.txt.gz", "wb", compresslevel=1) as file:
         file.write(text.encode())
     with gzip.open("same.txt.gz", "wb") as file:
         file.write(b"The ink is dry.\n"*2_000_000)

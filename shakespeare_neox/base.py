@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -241,7 +241,8 @@ def new_file(
     except OSError as e:
         raise NeoxError(f"{shown}: could not be written ({reason(e)})") from e
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):                         # also where a file stands in the place of its folder
+            new.unlink()
         remove_empty(missing)
 
 def remove_empty(

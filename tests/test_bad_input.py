@@ -37,7 +37,7 @@ def put(name, content=TEXT):
 # texts
 
 BAD_TEXTS = dict(missing=(None, "neither a file nor a folder"), empty=(b"", "empty"), blank=(b" \n\t\r\n", "empty"),
-                 binary=(b"abc\0def", "binary", "zero byte at 3"), utf16=("To be".encode("utf-16"), "binary"),
+                 binary=(b"abc\0def", "binary", "zero byte at 3"), utf16=("To be".encode("utf-16"), "UTF-16, not UTF-8", "0xff at 0"),
                  latin1=("caf\xe9 noir".encode("latin1"), "not UTF-8", "0xe9 at 3"), cut_off=(b"n\xc3", "not UTF-8", "0xc3 at 1"))
 
 

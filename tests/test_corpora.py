@@ -112,8 +112,10 @@ def test_patterns_and_folders():
     for i, name in enumerate(["tales/a.txt", "tales/more/b.jsonl.gz", "tales/c.doc"]): write(name, [f"number {i}"])
     assert load_corpus("tales").text == load_corpus("tales/**/*.*z").text.join(["number 0\n", ""]) == "number 0\nnumber 1"
     with pytest.raises(NeoxError, match="no file matches this pattern"): load_corpus("tales/*.parquet")
-    write("tales/train.txt"); write("tales/valid.txt")
+    write("tales/train.txt")
     assert load_corpus("tales").parts == []                                                # a.txt says nothing of parts, so there is no division
+    write("tales/valid.txt", STORIES[:9])
+    with pytest.raises(NeoxError, match="kept from training"): load_corpus("tales")        # but valid.txt may not be trained on
     assert load_corpus("tales/[tv]*.txt").parts == ["train", "valid"]
 
 
@@ -239,7 +241,9 @@ def test_plain_files(capsys):
     succeeds(prepare, ["d.jsonl", "--plain", "e.jsonl"], capsys)
     assert json.loads(Path("e.jsonl").read_text()) == dict(instruction="Why?", context="", response="So.", category="qa", text="Why?\n\nSo.")
     refuses(prepare, ["a.jsonl", "--plain", "b.doc"], capsys, "b.doc", ".txt or .jsonl")
-    before = tree("."); refuses(prepare, ["a.jsonl", "--plain", "nowhere/b.txt"], capsys, "nowhere/b.txt", "could not be written"); assert tree(".") == before
+    succeeds(prepare, ["a.jsonl", "--plain", "nowhere/b.txt"], capsys)
+    assert Path("nowhere/b.txt").read_bytes() == Path("b.txt").read_bytes()
+    before = tree("."); refuses(prepare, ["a.jsonl", "--plain", "b.txt/c.txt"], capsys, "b.txt/c.txt", "could not be written"); assert tree(".") == before
 
 
 @have("wikitext2", "dolly")

@@ -37,7 +37,7 @@ from fastcore.imports import IN_NOTEBOOK
 from .base import (NeoxError, command, home_folder, hub_error, nearest, new_folder, read_folder, read_json,
                                    read_mark, reason, say, say_once, validate, without_twins, write_whole)
 from .model import count_parameters, from_hf
-from .recipe import read_recipe
+from .recipe import read_recipe, write_yaml
 
 # %% ../nbs/03_report.ipynb #5a1f0e01
 Step = Annotated[int, Ge(0), Le(10**15)]
@@ -608,7 +608,6 @@ def report_text(
     folder: Path, # of a finished run
 ) -> str: # Markdown
     "A run on one page"
-    import yaml
     events, settings = read_run(folder)
     samples = [event for event in events if event["event"] == "evaluation"]
     shown = [samples[i] for i in sorted({0, len(samples)//2, len(samples) - 1})] if samples else []
@@ -618,7 +617,7 @@ def report_text(
         loss = f"{event['loss']:.3f}" if is_number(event["loss"]) else "not a number"
         quoted = "\n".join(f"    {line}" for line in event["sample"].strip("\n").split("\n"))
         parts.append(f"Step {event['step']:,}, validation loss {loss}:\n\n{quoted}")
-    recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    recipe = write_yaml(settings)
     return "\n\n".join([*parts, "## Recipe", fenced(recipe, "yaml")]) + "\n"
 
 # %% ../nbs/03_report.ipynb #d37d1f32
@@ -711,7 +710,6 @@ def gather(
     made: Path, # an empty folder to fill
 ):
     "Puts together what is published: the best model, its card, the plot and the recipe"
-    import yaml
     card, settings = model_card(folder, name), read_run(folder)[1]
     def copy_model(best):
         for file in made.iterdir():                     # of a model that was replaced meanwhile
@@ -724,7 +722,7 @@ def gather(
     if left:
         say(f"not published, since this library did not write them: {', '.join(left)} in {folder/'best'}")
     shutil.copy(folder/"loss.png", made)
-    (made/"recipe.yml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (made/"recipe.yml").write_text(write_yaml(settings), encoding="utf-8")
     (made/"README.md").write_text(card, encoding="utf-8")
 
 def push_to_hub(

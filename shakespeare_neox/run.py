@@ -14,6 +14,7 @@ __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'L
            'score', 'summed_loss', 'evaluate']
 
 # %% ../nbs/03_run.ipynb #5b5f5b3e
+import copy
 import json
 import math
 import os
@@ -439,7 +440,7 @@ def check_memory(
     there = device_bytes(device)
     if need > there:
         raise NeoxError(f"training this model needs about {need/1e9:,.0f} GB of memory, the {device} has {there/1e9:,.0f} GB; lower num_layers, hidden_size, "
-                        "seq_length or train_micro_batch_size_per_gpu, or try all the same with --force (force=True in Python)")
+                        "seq_length, max_position_embeddings or train_micro_batch_size_per_gpu, or try all the same with --force (force=True in Python)")
 
 # %% ../nbs/03_run.ipynb #39471f0e
 @dataclass
@@ -595,6 +596,7 @@ def make_run(
     force: bool = False, # whether to try what will not fit into memory
 ) -> Run:
     "Opens the data, draws the weights, sets up optimizer and device; writes nothing but the cache, leaves no setting changed"
+    recipe = copy.deepcopy(recipe)          # of which the run settles some numbers
     c = recipe.train
     accelerator, precision = make_accelerator(c)
     device = accelerator.device

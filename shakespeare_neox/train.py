@@ -31,13 +31,12 @@ from typing import Annotated
 
 import torch
 import torch.distributed as dist
-import yaml
 from annotated_types import Ge, Gt
 from .base import NeoxError, check_replaceable, command, contents, is_main, locked, new_folder, read_json, reason, say, write_whole
 from .data import windows
 from .model import flops_per_token, sample, summary
 from .optimizer import moments_of
-from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, read_recipes, sort_settings
+from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, read_recipes, sort_settings, write_yaml
 from .report import Board, Log, Progress, TrainResult, best_event, first_line, noted_signals, start_wandb, write_report
 from .run import LONG_RUN, Run, batch, check_alike, compile_model, digest, evaluate, forget_gradients, loss_of, make_run, train_step, training_settings, used_bytes
 
@@ -446,7 +445,7 @@ def claim_folder(
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         if differ or not path.exists():
-            write_whole(path, yaml.safe_dump(kept, sort_keys=False))
+            write_whole(path, write_yaml(kept))
         run.claimed = path.read_bytes()
     except OSError as e:
         raise NeoxError(f"{run.folder}: could not be written ({reason(e)})") from None

@@ -110,7 +110,9 @@ def run_point(
 ) -> dict: # a row of the table
     "Trains one setting"
     row = dict(setting=", ".join(w.replace("optimizer.params.", "") for w in words), values=[w.split("=", 1)[1] for w in words], loss=float("inf"), bits_per_byte=float("inf"), seconds=0.0, error="")
-    try: result = train_recipe(sort_settings(name, {**settings, "save": str(folder)}), shown="lines")
+    settings = copy.deepcopy(settings)
+    merge(settings, dict(save=str(folder)))
+    try: result = train_recipe(sort_settings(name, settings), shown="lines")
     except NeoxError as e: return {**row, "error": str(e).split(";")[0]}
     return {**row, "loss": result.best_loss, "bits_per_byte": result.bits_per_byte, "seconds": result.seconds}
 

@@ -341,6 +341,25 @@ def test_encodings_that_are_none(encoding):
         assert documents("t.txt", encoding=encoding) == ["abc"]
 
 
+@pytest.mark.parametrize("wrong,right", [("utf-16", "utf-16-be"), ("utf-16-be", "utf-16-le"), ("utf-16-le", "cp1252"), ("utf-32", "utf-16-le")])
+def test_widths_that_give_no_text(wrong, right):
+    "Almost any bytes can be read as UTF-16, as Chinese that nobody wrote"
+    put("t.txt", FRENCH.encode(right))
+    refused("t.txt", "t.txt", f"gives no text as {wrong}", f"--encoding {right}", encoding=wrong)
+    chinese = "学而时习之，不亦说乎？有朋自远方来，不亦乐乎？\n"*20
+    put("t.txt", chinese.encode("utf-16-be"))
+    assert documents("t.txt", encoding="utf-16-be") == [chinese]
+    put("t.txt", FRENCH.encode("utf-16")[:-1])
+    refused("t.txt", "t.txt", "damaged or cut off", encoding="utf-16")
+
+
+def test_japanese_in_seven_bits():
+    text = "吾輩は猫である。名前はまだ無い。\n"*20
+    put("t.txt", text.encode("iso2022-jp"))
+    refused("t.txt", "ISO-2022-JP", "--encoding iso2022-jp")
+    assert documents("t.txt", encoding="iso2022-jp") == [text]
+
+
 def test_other_bytes_in_the_given_encoding():
     put("t.txt", b"caf\xe9 \x81\n")                                               # 0x81 is nothing in Windows-1252
     refused("t.txt", "t.txt", "not cp1252", "0x81 at 5", encoding="cp1252")
@@ -435,6 +454,22 @@ def test_one_text_in_both_parts():
     assert load_corpus("t").parts == ["train", "valid"]
     with pytest.raises(NeoxError, match="same text"):
         Corpus("given", [(Path("t/train/a.txt"), "train"), (Path("t/../t/train/a.txt"), "valid")])
+
+
+def test_texts_given_for_each_part(capsys):
+    "What is given for training brings its train part alone; separators stay; the same text in both is refused"
+    from shakespeare_neox.corpora import given_texts
+    jsonl("t/train.jsonl", dict(text="one"), dict(text="two"))
+    jsonl("t/valid.jsonl", dict(text="three"))
+    put("a.txt", "four")
+    corpus = given_texts(["t", "a.txt"], ["t"])
+    assert {part: ["".join(pieces) for _, pieces in corpus.documents(part)] for part in corpus.parts} == \
+        dict(train=["one", "two", "four"], valid=["three"])
+    assert "t: its own train part is taken" in capsys.readouterr().err
+    with pytest.raises(NeoxError, match="same text"):
+        given_texts(["a.txt"], ["./a.txt"])
+    with pytest.raises(NeoxError, match="same text"):
+        given_texts(["a.txt", "t/train.jsonl"], ["t/train.jsonl"])
 
 
 def test_a_folder_that_may_not_be_read():

@@ -263,6 +263,10 @@ ENCODED = {
     "cp1252": ("He said: \u201cIt\u2019s late \u2014 go home.\u201d\n"*20, "cp1252"), "latin-1": (FRENCH, "cp1252"),
     "one letter": ("A long text in plain letters.\n"*500 + "A café.\n", "cp1252"),
     "late": ("A long text in plain letters.\n"*20_000 + "It\u2019s late.\n", "cp1252"),
+    "iso8859-15": ("Il a payé 5 € pour son œuvre, près du café où il dîne.\n"*20, "iso8859-15"),
+    "mac-roman": ("He said: “It’s late — the café is closed.”\n"*20, "mac-roman"),
+    "cp850": ("Über die Straße läuft ein Mädchen, schöner als alle.\n"*20, "cp850"),
+    "cp1250": ("Příliš žluťoučký kůň úpěl ďábelské ódy. Zítra půjdeme do lesa.\n"*20, "cp1250"),
     "cp1251": ("Всё смешалось в доме Облонских. Жена узнала, что муж был в связи\n"*20, "cp1251"),
     "koi8-r": ("Всё смешалось в доме Облонских. Жена узнала, что муж был в связи\n"*20, "koi8-r"),
     "gb18030": ("学而时习之，不亦说乎？有朋自远方来，不亦乐乎？\n"*20, "gb18030"),
@@ -318,11 +322,13 @@ def test_thirty_files_are_named_at_once():
     assert documents("texts", encoding="cp1252") == [f"Café number {i}, where it\u2019s late." for i in range(30)]
 
 
-def test_utf8_stays_utf8():
+def test_utf8_stays_utf8(capsys):
     "An encoding is for the files that need it: a UTF-8 text in the same folder is not decoded twice"
     put("t/a.txt", "Das Mädchen.")
-    put("t/b.txt", "Das Mädchen.".encode("latin-1"))
-    assert documents("t", encoding="cp1252") == ["Das Mädchen."]*2
+    for name in "bcd":
+        put(f"t/{name}.txt", "Das Mädchen.".encode("latin-1"))
+    assert documents("t", encoding="latin-1") == ["Das Mädchen."]*4
+    assert capsys.readouterr().err.count("\n") <= 1
 
 
 def test_damaged_utf8_is_not_taken_for_another_encoding():
@@ -555,6 +561,14 @@ def test_names_of_files(name, called):
     assert load_corpus(f"t/{name}").name == called
 
 
+def test_each_text_has_its_own_folder(capsys):
+    "Names that agree up to the first dot, and hidden ones"
+    for name in ("my.novel.v1.txt", "my.novel.v2.txt", ".novel.txt"):
+        put(name, "The ink is dry.\n"*100)
+        assert succeeds(prepare, [name], capsys).out == str(Path("prepared")/name.strip(".").removesuffix(".txt")) + "\n"
+    assert sorted(os.listdir("prepared")) == ["my.novel.v1", "my.novel.v2", "novel"]
+
+
 def test_names_of_folders_and_patterns(monkeypatch):
     for folder in ("v1.0/texts.old", "v1.1", ".hidden"):
         put(f"{folder}/a.txt", "text")
@@ -711,6 +725,16 @@ def test_compressed_bombs(name):
         with gzip.open(name, "ab") as file:
             file.write(b"a")
         quickly(name, name, "bytes for each compressed byte")
+
+
+def test_a_parquet_bomb():
+    "A few kilobytes that say one long text a million times"
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0]*300_000, pyarrow.int32()), pyarrow.array(["a long text "*100]))
+    pyarrow.parquet.write_table(pyarrow.table([column.cast(pyarrow.string())], ["text"]), "bomb.parquet")
+    assert Path("bomb.parquet").stat().st_size < 100_000
+    quickly("bomb.parquet", "bomb.parquet", "bytes for each compressed byte")
 
 
 def test_text_that_compresses_well():

@@ -1285,7 +1285,7 @@ class Counts:
     documents: int = 0 # how many
     lines: int = 0 # newlines
     alphabet: set = field(default_factory=set) # distinct characters
-    sha256: str = "" # of the text, the ends of its documents and the parts to which they belong
+    sha256: str = "" # of the text, the ends of its documents and, if there are several, their parts
 
     def __post_init__(self):
         self.digest = hashlib.sha256()
@@ -1316,13 +1316,12 @@ def count(self: Corpus,
 ) -> Counts:
     "Counts a corpus in one pass"
     counts = Counts()
-    belongs = [part for _, part in self.files]
-    divided = len(set(belongs)) > 1
-    for label in (dict.fromkeys(belongs) if part is None else [part]):
+    labels = list(dict.fromkeys(belongs for _, belongs in self.files)) if part is None else [part]
+    for label in labels:
         for _, pieces in self.documents(label):
             for piece in pieces:
                 counts.add(piece)
-            counts.end(label if divided else "")
+            counts.end(label if labels[1:] else "")     # only a sum of several parts depends on them
     counts.sha256 = counts.digest.hexdigest()
     return counts
 

@@ -548,6 +548,9 @@ def test_the_fingerprint_of_what_is_encoded():
                 counts.add(half)
         counts.end()
     assert counts == corpus.counts and counts.sha256 == hashlib.sha256(b"one\xfftwo\nthree\xff").hexdigest()
+    jsonl("t/train.jsonl", dict(text="one"))
+    jsonl("t/valid.jsonl", dict(text="two"))
+    assert load_corpus("t").count("valid").sha256 == hashlib.sha256(b"two\xff").hexdigest()
 
 
 # names

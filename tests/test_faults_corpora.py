@@ -263,6 +263,10 @@ ENCODED = {
     "cp1252": ("He said: \u201cIt\u2019s late \u2014 go home.\u201d\n"*20, "cp1252"), "latin-1": (FRENCH, "cp1252"),
     "one letter": ("A long text in plain letters.\n"*500 + "A café.\n", "cp1252"),
     "late": ("A long text in plain letters.\n"*20_000 + "It\u2019s late.\n", "cp1252"),
+    "iso8859-15": ("Il a payé 5 € pour son œuvre, près du café où il dîne.\n"*20, "iso8859-15"),
+    "mac-roman": ("He said: “It’s late — the café is closed.”\n"*20, "mac-roman"),
+    "cp850": ("Über die Straße läuft ein Mädchen, schöner als alle.\n"*20, "cp850"),
+    "cp1250": ("Příliš žluťoučký kůň úpěl ďábelské ódy. Zítra půjdeme do lesa.\n"*20, "cp1250"),
     "cp1251": ("Всё смешалось в доме Облонских. Жена узнала, что муж был в связи\n"*20, "cp1251"),
     "koi8-r": ("Всё смешалось в доме Облонских. Жена узнала, что муж был в связи\n"*20, "koi8-r"),
     "gb18030": ("学而时习之，不亦说乎？有朋自远方来，不亦乐乎？\n"*20, "gb18030"),
@@ -318,11 +322,13 @@ def test_thirty_files_are_named_at_once():
     assert documents("texts", encoding="cp1252") == [f"Café number {i}, where it\u2019s late." for i in range(30)]
 
 
-def test_utf8_stays_utf8():
+def test_utf8_stays_utf8(capsys):
     "An encoding is for the files that need it: a UTF-8 text in the same folder is not decoded twice"
     put("t/a.txt", "Das Mädchen.")
-    put("t/b.txt", "Das Mädchen.".encode("latin-1"))
-    assert documents("t", encoding="cp1252") == ["Das Mädchen."]*2
+    for name in "bcd":
+        put(f"t/{name}.txt", "Das Mädchen.".encode("latin-1"))
+    assert documents("t", encoding="latin-1") == ["Das Mädchen."]*4
+    assert capsys.readouterr().err.count("\n") <= 1
 
 
 def test_damaged_utf8_is_not_taken_for_another_encoding():
@@ -339,6 +345,25 @@ def test_encodings_that_are_none(encoding):
         refused("t.txt", "encoding=", "cp1252", encoding=encoding)
     else:
         assert documents("t.txt", encoding=encoding) == ["abc"]
+
+
+@pytest.mark.parametrize("wrong,right", [("utf-16", "utf-16-be"), ("utf-16-be", "utf-16-le"), ("utf-16-le", "cp1252"), ("utf-32", "utf-16-le")])
+def test_widths_that_give_no_text(wrong, right):
+    "Almost any bytes can be read as UTF-16, as Chinese that nobody wrote"
+    put("t.txt", FRENCH.encode(right))
+    refused("t.txt", "t.txt", f"gives no text as {wrong}", f"--encoding {right}", encoding=wrong)
+    chinese = "学而时习之，不亦说乎？有朋自远方来，不亦乐乎？\n"*20
+    put("t.txt", chinese.encode("utf-16-be"))
+    assert documents("t.txt", encoding="utf-16-be") == [chinese]
+    put("t.txt", FRENCH.encode("utf-16")[:-1])
+    refused("t.txt", "t.txt", "damaged or cut off", encoding="utf-16")
+
+
+def test_japanese_in_seven_bits():
+    text = "吾輩は猫である。名前はまだ無い。\n"*20
+    put("t.txt", text.encode("iso2022-jp"))
+    refused("t.txt", "ISO-2022-JP", "--encoding iso2022-jp")
+    assert documents("t.txt", encoding="iso2022-jp") == [text]
 
 
 def test_other_bytes_in_the_given_encoding():
@@ -437,6 +462,22 @@ def test_one_text_in_both_parts():
         Corpus("given", [(Path("t/train/a.txt"), "train"), (Path("t/../t/train/a.txt"), "valid")])
 
 
+def test_texts_given_for_each_part(capsys):
+    "What is given for training brings its train part alone; separators stay; the same text in both is refused"
+    from shakespeare_neox.corpora import given_texts
+    jsonl("t/train.jsonl", dict(text="one"), dict(text="two"))
+    jsonl("t/valid.jsonl", dict(text="three"))
+    put("a.txt", "four")
+    corpus = given_texts(["t", "a.txt"], ["t"])
+    assert {part: ["".join(pieces) for _, pieces in corpus.documents(part)] for part in corpus.parts} == \
+        dict(train=["one", "two", "four"], valid=["three"])
+    assert "t: its own train part is taken" in capsys.readouterr().err
+    with pytest.raises(NeoxError, match="same text"):
+        given_texts(["a.txt"], ["./a.txt"])
+    with pytest.raises(NeoxError, match="same text"):
+        given_texts(["a.txt", "t/train.jsonl"], ["t/train.jsonl"])
+
+
 def test_a_folder_that_may_not_be_read():
     put("t/a.txt", "a")
     Path("t/closed").mkdir(mode=0o000)
@@ -507,6 +548,9 @@ def test_the_fingerprint_of_what_is_encoded():
                 counts.add(half)
         counts.end()
     assert counts == corpus.counts and counts.sha256 == hashlib.sha256(b"one\xfftwo\nthree\xff").hexdigest()
+    jsonl("t/train.jsonl", dict(text="one"))
+    jsonl("t/valid.jsonl", dict(text="two"))
+    assert load_corpus("t").count("valid").sha256 == hashlib.sha256(b"two\xff").hexdigest()
 
 
 # names
@@ -518,6 +562,14 @@ def test_the_fingerprint_of_what_is_encoded():
 def test_names_of_files(name, called):
     put(f"t/{name}", "text")
     assert load_corpus(f"t/{name}").name == called
+
+
+def test_each_text_has_its_own_folder(capsys):
+    "Names that agree up to the first dot, and hidden ones"
+    for name in ("my.novel.v1.txt", "my.novel.v2.txt", ".novel.txt"):
+        put(name, "The ink is dry.\n"*100)
+        assert succeeds(prepare, [name], capsys).out == str(Path("prepared")/name.strip(".").removesuffix(".txt")) + "\n"
+    assert sorted(os.listdir("prepared")) == ["my.novel.v1", "my.novel.v2", "novel"]
 
 
 def test_names_of_folders_and_patterns(monkeypatch):
@@ -676,6 +728,16 @@ def test_compressed_bombs(name):
         with gzip.open(name, "ab") as file:
             file.write(b"a")
         quickly(name, name, "bytes for each compressed byte")
+
+
+def test_a_parquet_bomb():
+    "A few kilobytes that say one long text a million times"
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0]*300_000, pyarrow.int32()), pyarrow.array(["a long text "*100]))
+    pyarrow.parquet.write_table(pyarrow.table([column.cast(pyarrow.string())], ["text"]), "bomb.parquet")
+    assert Path("bomb.parquet").stat().st_size < 100_000
+    quickly("bomb.parquet", "bomb.parquet", "bytes for each compressed byte")
 
 
 def test_text_that_compresses_well():

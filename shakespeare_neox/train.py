@@ -21,7 +21,7 @@ from .base import NeoxError, command, is_main, new_folder, say, write_whole
 from .data import windows
 from .model import flops_per_token, sample, summary
 from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, read_recipes, sort_settings
-from .report import Board, Log, Progress, TrainResult, first_line, noted_signals, start_wandb, write_report
+from .report import Board, Log, Progress, TrainResult, in_one_line, noted_signals, start_wandb, write_report
 from .run import LONG_RUN, Run, batch, check_alike, compile_model, evaluate, loss_of, make_run, train_step, used_bytes
 
 # %% ../nbs/03_train.ipynb #7f2531e4
@@ -319,7 +319,7 @@ def train_recipe(
         try:
             write_report(run.folder)
         except Exception as e:                                              # the model is there without it
-            say(f"the report failed: {first_line(e)}")
+            say(f"the report failed: {in_one_line(e)}")
     a.wait_for_everyone()                                                   # the folder is whole for all
     return result
 

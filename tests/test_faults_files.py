@@ -392,7 +392,7 @@ def test_the_current_folder_is_gone(here):
 
 
 @posix
-@pytest.mark.parametrize("after", [0, 0.3, 0.8, 1.4])
+@pytest.mark.parametrize("after", [0.05, 0.3, 0.8, 1.4])
 def test_ctrl_c_in_the_first_seconds(here, after):
     code = START.format("neox_train").replace("; start()", "; print('up', flush=True); start()")
     process = subprocess.Popen([sys.executable, "-c", code, "quickstart"], stdout=subprocess.PIPE,

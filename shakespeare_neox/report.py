@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_LINE', 'TEXT_KEYS', 'LICENCES', 'neox_report_main', 'StartEvent', 'LogEvent',
-           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'first_line',
+           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'in_one_line',
            'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'Progress', 'noted_signals', 'wandb_login',
-           'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'start_wandb', 'model_files', 'Board',
-           'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event', 'figures', 'read_run', 'fenced',
+           'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'init_wandb', 'start_wandb', 'model_files',
+           'Board', 'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event', 'figures', 'read_run', 'fenced',
            'report_text', 'write_figure', 'write_report', 'check_hub_name', 'model_card', 'upload', 'gather',
            'push_to_hub', 'neox_report']
 
@@ -19,6 +19,7 @@ import netrc
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import sys
@@ -195,12 +196,11 @@ def describe(
     return f"{at}  loss {event['loss']:.4f}  rate {event['lr']:.1e}  {event['tokens_per_second']:,.0f} tokens/s  {int(left)//60}:{int(left)%60:02d} left"
 
 # %% ../nbs/03_report.ipynb #5a1f0e02
-def first_line(
+def in_one_line(
     error: BaseException, # perhaps without a text
 ) -> str: # at most 200 characters
     "What an exception says, in one line"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 def import_matplotlib(): # the module
     "matplotlib, also where MPLBACKEND names a backend that it does not have"
@@ -228,7 +228,7 @@ def new_axes(
     try:
         return plt.subplots(figsize=(width, height))[1]
     except ImportError as e:                            # no display, or a module that is not installed
-        say_once(f"matplotlib: {first_line(e)}; drawing without a window")
+        say_once(f"matplotlib: {in_one_line(e)}; drawing without a window")
         plt.switch_backend("agg")
         return plt.subplots(figsize=(width, height))[1]
 
@@ -293,7 +293,7 @@ class Progress:
                 self.draw(line)
                 return
             except Exception as e:                      # no plot is worth a run
-                say(f"the live plot failed ({type(e).__name__}: {first_line(e)}); from here on there are lines")
+                say(f"the live plot failed ({type(e).__name__}: {in_one_line(e)}); from here on there are lines")
                 self.kind = "lines"
         if self.kind == "terminal" and event["event"] == "log":
             self.bar.comment = line.split("  ", 1)[1]
@@ -398,37 +398,51 @@ def public(
     return public_text(value) if isinstance(value, str) else value
 
 # %% ../nbs/03_report.ipynb #0d10d004
+def init_wandb(
+    modes: list, # to try in turn
+    why: str, # it is not the mode that was wanted
+    chosen: dict, # the other arguments of wandb.init
+) -> tuple: # a wandb run or None, why it is not what was wanted
+    "The first mode of W&B that works"
+    import wandb
+    for mode in modes:
+        try:
+            wandb.setup(wandb.Settings(silent=True))    # silent, it never prompts
+            return wandb.init(mode=mode, **chosen), why
+        except Exception as e:
+            why = f"{in_one_line(e)}; "
+            if wandb.run is None:
+                wandb.teardown()                        # which still holds the run's id
+    return None, why
+
 def start_wandb(
     run, # the run; use_wandb, wandb_project, wandb_group and wandb_run_name of its recipe
 ): # a wandb run, or None
     "A W&B run if one is asked for: offline if there is no login, none if W&B fails; never an error"
     if not run.c.use_wandb or not run.accelerator.is_main_process:
         return None
+    mode_before = os.environ.get("WANDB_MODE")
     try:
         import wandb
-        wandb.setup(wandb.Settings(silent=True))        # silent, it never prompts
         modes, why = wandb_modes()
-        limits = {key: value for key, value in dict(init_timeout=20, finish_timeout=300).items()
-                  if hasattr(wandb.Settings(), key)}
-        settings = wandb.Settings(silent=True, console="off", **limits)
+        os.environ.pop("WANDB_MODE", None)              # W&B takes no word but its own for it
+        limits = dict(init_timeout=20, finish_timeout=300)
+        known = {key: value for key, value in limits.items() if hasattr(wandb.Settings(), key)}
         chosen = dict(project=run.c.wandb_project, group=run.c.wandb_group, id=wandb_id(run.folder), resume="allow",
                       name=run.c.wandb_run_name or run.folder.resolve().name, dir=run.folder,
-                      config=public(run.recipe.settings), settings=settings)
+                      config=public(run.recipe.settings), settings=wandb.Settings(silent=True, console="off", **known))
+        started, why = init_wandb(modes, why, chosen)
     except Exception as e:
-        say(f"W&B: {first_line(e)}; the run goes on without it")
-        return None
-    for mode in modes:
-        try:
-            started = wandb.init(mode=mode, **chosen)
-        except Exception as e:
-            why = f"{first_line(e)}; "
-            continue
-        if mode == "offline":
-            say(f"W&B: {why}logs offline into {run.folder}/wandb; "
-                f"send it up with: wandb sync {run.folder}/wandb/offline-run-*")
-        return started
-    say(f"W&B: {why}the run goes on without it")
-    return None
+        started, why = None, f"{in_one_line(e)}; "
+    finally:
+        if mode_before is not None:
+            os.environ["WANDB_MODE"] = mode_before
+    if not started:
+        say(f"W&B: {why}the run goes on without it")
+    elif started.settings.mode == "offline":
+        say(f"W&B{': ' + why if why else ' '}logs offline into {run.folder}/wandb; "
+            f"send it up with: wandb sync {shlex.quote(str(run.folder))}/wandb/offline-run-*")
+    return started
 
 # %% ../nbs/03_report.ipynb #a10419ad
 def model_files(
@@ -460,7 +474,7 @@ class Board:
             yield
         except Exception as e:
             if not self.told:
-                say(f"W&B: {first_line(e)}; the run goes on without it")
+                say(f"W&B: {in_one_line(e)}; the run goes on without it")
             self.told = True
 
     def send(self,
@@ -495,6 +509,10 @@ class Board:
                 self.board.log_artifact(model)
         with self.spared():
             self.board.finish(exit_code=exit_code)
+        if self.told:
+            with self.spared():
+                import wandb
+                wandb.teardown()                        # else it complains when Python ends
 
 # %% ../nbs/03_report.ipynb #6d2c2760
 def draw_losses(

@@ -454,7 +454,10 @@ def dialogue(
         kind = "no turns" if isinstance(turns, list) else type(turns).__name__
         raise NeoxError(f"{where}: {name} holds {kind}, not a list of turns")
     if record.get("system"):
-        turns = [dict(role="system", content=record["system"]), *turns]
+        system = dict(role="system", content=record["system"])
+        place = f"{where}: turn 1"
+        if turn_text(system, f"{where}: system") != turn_text(turns[0], place):
+            turns = [system, *turns]
     if record.get("history"):
         raise NeoxError(f"{where}: holds history beside {name}, which would be lost; "
                         "write it as turns")
@@ -1232,6 +1235,11 @@ def documents(self: Corpus,
         if self.readings.setdefault(belongs, digest.hexdigest()) != digest.hexdigest():
             raise NeoxError(f"{self.name}: the text changed between two readings; "
                             "leave it alone, and start again")
+    trained = self.readings.get("train")
+    for belongs in ("valid", "test"):
+        if trained and self.readings.get(belongs) == trained:
+            raise NeoxError(f"{self.name}: its parts train and {belongs} are the same text, "
+                            "whose score would say nothing; give another one")
 
 class Passing:
     "Passes the pieces of a document on, and hashes them"
@@ -1484,7 +1492,7 @@ def write_plain(
     path: Path, # a .txt or .jsonl file that is not there yet; appears whole or not at all
     part: str = None, # of the corpus's own division, all if not given
 ) -> int: # documents written
-    "Writes a corpus as one text, an empty line between documents, or as one JSON object a line"
+    "Writes one text, an empty line between documents, or JSON lines with the fields that were read"
     path, number = Path(path), 0
     if path.suffix not in (".txt", ".jsonl"):
         raise NeoxError(f"{path}: give a name that ends with .txt or .jsonl")

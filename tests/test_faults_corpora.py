@@ -385,7 +385,7 @@ def test_any_bytes():
     draw, read = random.Random(0), 0
     good = [text.encode(name) for name, (text, _) in ENCODED.items() if name in ("utf-16", "gb18030", "cp1251")]
     good += ["\ufeffNaïve\r\nПечать\r 印刷 🖋\n".encode()*5, FRENCH.encode(), bytes(range(256)), b"\xff\xfe\0"]
-    for _ in range(600):
+    for _ in range(250):
         raw = bytearray(draw.choice(good))
         for _ in range(draw.choice([0, 0, 1, 3])):
             at = draw.randrange(len(raw))
@@ -398,7 +398,7 @@ def test_any_bytes():
         else:
             read += 1
             assert text == raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n") and "\0" not in text
-    assert read > 100
+    assert read > 40
 
 
 # folders

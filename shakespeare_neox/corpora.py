@@ -1014,8 +1014,13 @@ def hub_folder(
 ) -> Path: # a local folder
     "Fetches a dataset's files from the hub"
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=list(patterns) or READABLE))
-    except Exception as e: raise hub_error(repository, e) from None
+    wanted = list(patterns) or READABLE
+    try:
+        folder = snapshot_download(repository, repo_type="dataset", revision=revision,
+                                   allow_patterns=wanted)
+    except Exception as e:
+        raise hub_error(repository, e) from None
+    return Path(folder)
 
 # %% ../nbs/00_corpora.ipynb #0fd8d35f
 def parse_hub_name(
@@ -1362,7 +1367,7 @@ def count(self: Corpus,
         for _, pieces in self.documents(label):
             for piece in pieces:
                 counts.add(piece)
-            counts.end(label if labels[1:] else "")     # only a sum of several parts depends on them
+            counts.end(label if labels[1:] else "")     # the sum of several parts depends on them
     counts.sha256 = counts.digest.hexdigest()
     return counts
 

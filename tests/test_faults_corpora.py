@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import socket
 import stat
 import sys
@@ -146,6 +147,8 @@ SHAPES = {
                  "USER:\nWho?\n\nASSISTANT:\nMarian."),
     "ShareGPT with system": (dict(system="Be brief.", conversations=[{"from": "human", "value": "Who?"}]),
                              "SYSTEM:\nBe brief.\n\nUSER:\nWho?"),
+    "system twice": (dict(system="Be brief.", conversations=[{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Who?"}]),
+                     "SYSTEM:\nBe brief.\n\nUSER:\nWho?"),
     "parts": (dict(messages=[dict(role="user", content=[dict(type="text", text="Who "), dict(type="text", text="prints?")])]),
               "USER:\nWho prints?"),
     "null text": (dict(text=None, prompt="Why?", completion="So."), "Why?\n\nSo."),
@@ -377,6 +380,27 @@ def test_what_is_no_text(magic, what):
     refused("t.txt", "t.txt", what)
 
 
+def test_any_bytes():
+    "The very text, with newlines as one character, or an error of one line: damaged texts of many encodings"
+    draw, read = random.Random(0), 0
+    good = [text.encode(name) for name, (text, _) in ENCODED.items() if name in ("utf-16", "gb18030", "cp1251")]
+    good += ["\ufeffNaïve\r\nПечать\r 印刷 🖋\n".encode()*5, FRENCH.encode(), bytes(range(256)), b"\xff\xfe\0"]
+    for _ in range(250):
+        raw = bytearray(draw.choice(good))
+        for _ in range(draw.choice([0, 0, 1, 3])):
+            at = draw.randrange(len(raw))
+            raw[at:at + draw.randrange(3)] = draw.randbytes(draw.randrange(3)) or b"a"
+        put("any.txt", bytes(raw))
+        try:
+            text = load_corpus("any.txt").text
+        except NeoxError as error:
+            assert "\n" not in str(error)
+        else:
+            read += 1
+            assert text == raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n") and "\0" not in text
+    assert read > 40
+
+
 # folders
 
 def test_hidden_files_are_not_read(capsys):
@@ -458,6 +482,9 @@ def test_one_text_in_both_parts():
     refused("t", "a.txt", "b.txt", "same text")
     put("t/valid/b.txt", "the same size")
     assert load_corpus("t").parts == ["train", "valid"]
+    Path("t/valid/b.txt").unlink()
+    put("t/valid/b.txt.gz", gzip.compress(b"the same text"))
+    refused("t", "train and valid are the same text")
     with pytest.raises(NeoxError, match="same text"):
         Corpus("given", [(Path("t/train/a.txt"), "train"), (Path("t/../t/train/a.txt"), "valid")])
 

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'USUAL_NAMES', 'LARGEST_VOCABULARY', 'GPT2_SPLIT', 'GPT4_SPLIT', 'UNIGRAM_SPLIT', 'SAFE_SPLITS',
            'neox_prepare_main', 'read_split', 'changed', 'by_position', 'by_document', 'divide', 'TokenHeader',
            'id_type', 'write_header', 'TokenFile', 'token_text', 'special_tokens', 'essential', 'Encoder',
-           'first_difference', 'read_encoder', 'open_encoder', 'flat', 'starts_words', 'backend_alphabet',
+           'first_difference', 'flat', 'starts_words', 'backend_alphabet', 'read_encoder', 'open_encoder',
            'TokenWriter', 'sample_of', 'check_space', 'counted', 'preparation_key', 'Seen', 'prepare', 'windows',
            'batch_starts', 'get_batch', 'eval_batches', 'output_name', 'set_workers', 'neox_prepare']
 
@@ -241,9 +241,16 @@ class Encoder:
 
     def encode(self,
         text: str, # any text that the tokenizer can express
+        start: int = 0, # where it begins in the whole text, for the error
     ) -> list: # ids
         "Ids of a text; one that would not come back equal is an error, unless the encoder is lossy"
-        return self.encode_many([text])[0]
+        try:
+            ids = self.backend.encode(text, add_special_tokens=False).ids
+        except Exception:                       # half a character, or no token for what is unknown
+            ids = None
+        again = None if ids is None else self.backend.decode(ids, skip_special_tokens=False)
+        self.compare(text, ids, again, start)
+        return ids
 
     def encode_many(self,
         texts: list, # each as for `encode`
@@ -252,22 +259,32 @@ class Encoder:
         "Ids of many texts, on all cores, each decoded again and compared"
         try:
             ids = [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        except Exception:                       # half a character, or no token for what is unknown
-            ids = None
-        if ids and self.lossy:
-            return ids
-        back = self.backend.decode_batch(ids, skip_special_tokens=False) if ids else map(self.came_back, texts)
-        for n, (text, again) in enumerate(zip(texts, back)):
-            lost = again is None or not self.lossy and again != text
-            if lost or ids and not self.special_ids.isdisjoint(ids[n]):
-                self.explain(text, starts[n] if starts else 0)
-        return ids or []
+        except Exception:                       # one of them: which?
+            return [self.encode(text, start) for text, start in zip(texts, starts or [0]*len(texts))]
+        if not self.lossy:
+            again = self.backend.decode_batch(ids, skip_special_tokens=False)
+            for n, text in enumerate(texts):
+                self.compare(text, ids[n], again[n], starts[n] if starts else 0)
+        return ids
 
     def check(self,
         text: str, # about to be encoded
     ):
         "Raises an error that names the first place that cannot be encoded"
         self.encode(text)
+
+    def compare(self,
+        text: str, # that was encoded
+        ids: list, # of it, None if they could not be had
+        again: str, # what the ids give back
+        start: int = 0, # where the text begins in the whole
+    ):
+        "Raises an error where a text is not given back as it was"
+        if self.lossy and ids is not None:
+            return
+        if ids is None or again != text or not self.special_ids.isdisjoint(ids):
+            self.explain(text, start)
+
 
 # %% ../nbs/00_data.ipynb #5ec1a102
 @patch
@@ -358,55 +375,6 @@ def explain(self: Encoder,
     others = f", nor {len(lost) - 1} more" if lost[1:] and not words else ""
     raise NeoxError(f"the tokenizer has no {c!r} (U+{ord(c):04X}), found at {place}{others}, in {excerpt}; "
                     f"{fix if back is None else allow}")
-
-# %% ../nbs/00_data.ipynb #51cc3726
-def read_encoder(
-    folder: Path, # holds the file
-    name: str, # of the file
-    lossy: bool, # as of `open_encoder`
-    kind: type, # as of `open_encoder`
-) -> Encoder:
-    "Reads a tokenizer.json, and what lies beside it"
-    from tokenizers import Tokenizer
-    path, advice = Path(folder)/name, "copy it again, or train one with neox_tokenizer"
-    if not path.exists():
-        others = [n for n in ("tokenizer.model", "vocab.json", "vocab.txt") if path.with_name(n).exists()]
-        if others:
-            raise NeoxError(f"{path}: no tokenizer here, but {others[0]}; make a tokenizer.json of it with transformers: "
-                            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
-        raise NeoxError(f"{path}: no tokenizer here; train one with neox_tokenizer")
-    if not path.is_file():
-        raise NeoxError(f"{path}: not a file; name a tokenizer.json or its folder")
-    if path.stat().st_size > LARGEST_JSON:
-        raise NeoxError(f"{path}: is larger than {LARGEST_JSON/1e6:,.0f} MB, too large for a tokenizer.json; {advice}")
-    roles, config, files = {}, {}, {}
-    for beside in ("special_tokens_map.json", "tokenizer_config.json"):
-        if path.with_name(beside).is_file():
-            read = read_json(path.with_name(beside), dict, advice)
-            roles.update({role: value for role, value in read.items() if role in USUAL_NAMES})
-            config = read if beside == "tokenizer_config.json" else config
-    template = path.with_name("chat_template.jinja")
-    if template.is_file():
-        files[template.name] = template.read_bytes()
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as e:
-        raise NeoxError(f"{path}: not a tokenizer.json ({str(e)[:80]}); {advice}") from None
-    try:
-        return kind(backend, {**roles, **config}, lossy, files)
-    except NeoxError as e:
-        raise NeoxError(f"{path}: {e}") from None
-
-def open_encoder(
-    path: Path, # a tokenizer.json, or a folder that holds one
-    lossy: bool = False, # whether a text may come back changed
-    kind: type = Encoder, # the class to make
-) -> Encoder:
-    "Opens a tokenizer.json, also while another process replaces its folder"
-    path = Path(path)
-    is_file = path.suffix == ".json" and not path.is_dir()
-    folder, name = (path.parent, path.name) if is_file or path.is_file() else (path, "tokenizer.json")
-    return read_folder(folder, lambda found: read_encoder(folder if found == Path(os.path.abspath(folder)) else found, name, lossy, kind))
 
 # %% ../nbs/00_data.ipynb #bdc516c8
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -514,6 +482,55 @@ def border(self: Encoder,
             return at
         at -= 1
     return 0
+
+# %% ../nbs/00_data.ipynb #51cc3726
+def read_encoder(
+    folder: Path, # holds the file
+    name: str, # of the file
+    lossy: bool, # as of `open_encoder`
+    kind: type, # as of `open_encoder`
+) -> Encoder:
+    "Reads a tokenizer.json, and what lies beside it"
+    from tokenizers import Tokenizer
+    path, advice = Path(folder)/name, "copy it again, or train one with neox_tokenizer"
+    if not path.exists():
+        others = [n for n in ("tokenizer.model", "vocab.json", "vocab.txt") if path.with_name(n).exists()]
+        if others:
+            raise NeoxError(f"{path}: no tokenizer here, but {others[0]}; make a tokenizer.json of it with transformers: "
+                            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
+        raise NeoxError(f"{path}: no tokenizer here; train one with neox_tokenizer")
+    if not path.is_file():
+        raise NeoxError(f"{path}: not a file; name a tokenizer.json or its folder")
+    if path.stat().st_size > LARGEST_JSON:
+        raise NeoxError(f"{path}: is larger than {LARGEST_JSON/1e6:,.0f} MB, too large for a tokenizer.json; {advice}")
+    roles, config, files = {}, {}, {}
+    for beside in ("special_tokens_map.json", "tokenizer_config.json"):
+        if path.with_name(beside).is_file():
+            read = read_json(path.with_name(beside), dict, advice)
+            roles.update({role: value for role, value in read.items() if role in USUAL_NAMES})
+            config = read if beside == "tokenizer_config.json" else config
+    template = path.with_name("chat_template.jinja")
+    if template.is_file():
+        files[template.name] = template.read_bytes()
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as e:
+        raise NeoxError(f"{path}: not a tokenizer.json ({str(e)[:80]}); {advice}") from None
+    try:
+        return kind(backend, {**roles, **config}, lossy, files)
+    except NeoxError as e:
+        raise NeoxError(f"{path}: {e}") from None
+
+def open_encoder(
+    path: Path, # a tokenizer.json, or a folder that holds one
+    lossy: bool = False, # whether a text may come back changed
+    kind: type = Encoder, # the class to make
+) -> Encoder:
+    "Opens a tokenizer.json, also while another process replaces its folder"
+    path = Path(path)
+    is_file = path.suffix == ".json" and not path.is_dir()
+    folder, name = (path.parent, path.name) if is_file or path.is_file() else (path, "tokenizer.json")
+    return read_folder(folder, lambda found: read_encoder(folder if found == Path(os.path.abspath(folder)) else found, name, lossy, kind))
 
 # %% ../nbs/00_data.ipynb #d9689104
 class TokenWriter:

@@ -9,7 +9,7 @@ __all__ = ['STALE', 'MARK', 'LARGEST_JSON', 'COMMANDS', 'NeoxError', 'nearest', 
            'check_replaceable', 'set_aside', 'swap', 'recover', 'finish_folder', 'new_folder', 'keep_own', 'version',
            'read_folder', 'owner_of', 'locked', 'checker', 'validate', 'without_twins', 'read_json', 'OneLineParser',
            'flags', 'make_parser', 'tell_launcher', 'settle_streams', 'settle_folders', 'silence_output', 'parsed',
-           'command', 'start']
+           'command', 'slow_import', 'start']
 
 # %% ../nbs/00_base.ipynb #ca02cb69
 import argparse
@@ -21,10 +21,12 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -35,17 +37,19 @@ from fastcore.docments import docments
 
 # %% ../nbs/00_base.ipynb #178ec138
 class NeoxError(Exception):
-    "What was wrong, where, and how to mend it, in one line"
+    "What was wrong, where, and how to fix it, in one line"
 
 # %% ../nbs/00_base.ipynb #59d3bd8d
 def nearest(
     name: str, # what was typed
     known: list, # what would have been right
-) -> str: # " (nearest: ...)"; if nothing is near, all that is known, unless that is more than twenty names
+) -> str: # " (nearest: ...)"; if nothing is near all that is known, up to twenty names
     "The known names closest to a mistyped one"
     known = [str(k) for k in known]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (nearest: {', '.join(near)})" if near else f" (known: {', '.join(sorted(known))})" if len(known) <= 20 else ""
+    if near:
+        return f" (nearest: {', '.join(near)})"
+    return f" (known: {', '.join(sorted(known))})" if len(known) <= 20 else ""
 
 # %% ../nbs/00_base.ipynb #b68abdee
 def is_main() -> bool: # also where there is only one, or RANK is not a number
@@ -83,16 +87,22 @@ def import_extra(
     extra: str, # the extra of this package that brings it
 ):
     "A module of an optional extra, or one line that says how to install it"
-    try: return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
     except ImportError:
-        raise NeoxError(f"{module} is not installed; mend it with: pip install 'shakespeare_neox[{extra}]'") from None
+        fix = f"pip install 'shakespeare_neox[{extra}]'"
+        raise NeoxError(f"{module} is not installed; fix it with: {fix}") from None
 
 # %% ../nbs/00_base.ipynb #228935af
 def root_cause(
     error: Exception, # what a client of a server raised
 ) -> tuple: # status of the answer or None, the deepest exception
     "What lies under an exception that hides its cause"
-    while getattr(error, "response", None) is None and (cause := error.__cause__ or error.__context__): error = cause
+    while getattr(error, "response", None) is None:
+        cause = error.__cause__ or error.__context__
+        if not cause:
+            break
+        error = cause
     return getattr(getattr(error, "response", None), "status_code", None), error
 
 # %% ../nbs/00_base.ipynb #89af1575
@@ -102,14 +112,19 @@ def hub_error(
 ) -> NeoxError: # to be raised
     "What the hub answered, and how to mend it"
     status, cause = root_cause(error)
-    reason = getattr(cause, "strerror", None) or type(cause).__name__
-    return NeoxError(f"{name}: " + {
-        None: f"neither here nor to be had from the hub ({reason}); check the connection, the disk and the name, or give a local copy",
-        401: "needs a login, or the name is wrong; check it, accept its terms on its page, then: hf auth login (or set HF_TOKEN)",
+    problem = getattr(cause, "strerror", None) or type(cause).__name__
+    log_in = "hf auth login (or set HF_TOKEN)"
+    advice = {
+        None: f"neither here nor available from the hub ({problem}); "
+              "check the connection, the disk and the name, or give a local copy",
+        401: "needs a login, or the name is wrong; check it, accept its terms on its page, "
+             f"then: {log_in}",
         403: "not open to your login; accept its terms on its page, or use a token that may write",
         404: "no such repository or file on the hub; check the name",
-        429: "the hub asks to wait; try again in a minute, or log in: hf auth login (or set HF_TOKEN)",
-    }.get(status, f"the hub answers {status}; try again in a minute"))
+        429: f"the hub asks to wait; try again in a minute, or log in: {log_in}",
+    }
+    other = f"the hub answers {status}; try again in a minute"
+    return NeoxError(f"{name}: {advice.get(status, other)}")
 
 # %% ../nbs/00_base.ipynb #073dcdbd
 def assets(
@@ -130,7 +145,8 @@ def home_folder() -> Path: # where there is none, a private folder below the tem
         folder = Path(tempfile.gettempdir())/f"shakespeare_neox-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
         if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-            raise NeoxError(f"{folder}: belongs to another user; set HOME to a folder of yours") from None
+            fix = "set HOME to a folder of yours"
+            raise NeoxError(f"{folder}: belongs to another user; {fix}") from None
         return folder
 
 def cache_folder() -> Path: # $NEOX_CACHE, or ~/.cache/shakespeare_neox
@@ -142,10 +158,13 @@ def sync(
     path: Path, # a file or, where the system can, a folder
 ):
     "Forces what was written to the disk itself"
-    if os.name == "nt" and path.is_dir(): return
-    fd = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 # %% ../nbs/00_base.ipynb #13627059
 def reason(
@@ -154,7 +173,7 @@ def reason(
     "Why the system refused"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
-STALE = 3600                                 # seconds: a temporary older than this was left by a kill
+STALE = 3600                                 # seconds: an older temporary was left by a kill
 
 def temporary(
     path: Path, # what is going to be written
@@ -199,7 +218,8 @@ def new_file(
 ): # yields a binary file to write to
     "A file that appears at `path` whole or not at all, and never in the place of another"
     shown, path = path, Path(os.path.abspath(path))
-    taken = NeoxError(f"{shown}: is already there, and is not replaced; name a new file, or remove it first")
+    advice = "name a new file, or remove it first"
+    taken = NeoxError(f"{shown}: is already there, and is not replaced; {advice}")
     if os.path.lexists(path):
         raise taken
     missing = [folder for folder in path.parents if not folder.exists()]
@@ -233,7 +253,7 @@ def remove_empty(
             folder.rmdir()
 
 # %% ../nbs/00_base.ipynb #347fedfb
-MARK = ".shakespeare_neox.json"              # in each folder that this library made: what it is, what was written
+MARK = ".shakespeare_neox.json"              # in each folder made here: its kind, its files
 
 def contents(
     folder: Path, # any folder
@@ -279,14 +299,15 @@ def check_replaceable(
     if mark.get("kind") != kind:
         names = ", ".join(sorted(there)[:3]) + ", ..."*(len(there) > 3)
         what = f"made as: {mark['kind']}" if mark else "not made by this library"
-        raise NeoxError(f"{shown}: holds other files ({names}; {what}), and is not replaced; name a new folder")
+        raise NeoxError(f"{shown}: holds other files ({names}; {what}), "
+                        "and is not replaced; name a new folder")
     if not replace:
         raise NeoxError(f"{shown}: holds an older one of this kind ({kind}), and is not replaced; "
                         "name a new folder, or ask for it: --replace (replace=True in Python)")
     changed = [name for name, size in mark["files"].items() if there.get(name, size) != size]
     if changed:
-        raise NeoxError(f"{shown}: {changed[0]} was changed since it was written, and is not replaced; "
-                        "name a new folder")
+        raise NeoxError(f"{shown}: {changed[0]} was changed since it was written, "
+                        "and is not replaced; name a new folder")
     return sorted(set(there) - set(mark["files"]))
 
 # %% ../nbs/00_base.ipynb #87002696
@@ -336,7 +357,7 @@ def finish_folder(
     "Marks a new folder as ours, with a file mode that the umask allows, and forces it to the disk"
     mark = dict(kind=kind, files=contents(new))
     (new/MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
-    mode = stat.S_IMODE((new/MARK).stat().st_mode)      # libraries write weights for their owner alone
+    mode = stat.S_IMODE((new/MARK).stat().st_mode)      # some libraries write for the owner alone
     for file in new.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(mode)
@@ -345,8 +366,8 @@ def finish_folder(
 @contextmanager
 def new_folder(
     path: Path, # the folder to make
-    kind: str, # what it holds, such as "model": a folder of another kind is never replaced
-    replace: bool = False, # whether an older one of the same kind is replaced; a person's own files in it are kept
+    kind: str, # what it holds, such as "model"; a folder of another kind is never replaced
+    replace: bool = False, # whether an older one goes; a person's own files in it are kept
 ): # yields a temporary folder to fill
     "A folder that appears at `path` whole or not at all"
     shown, path = path, Path(os.path.abspath(path))
@@ -362,10 +383,11 @@ def new_folder(
         for name in check_replaceable(path, kind, replace, shown):
             keep_own(path/name, new/name, shown)
         swap(new, path)
-    except Exception as e:                              # libraries written in Rust have errors of their own for a full disk
-        if not isinstance(e, OSError) and "(os error " not in str(e):
+    except Exception as e:
+        if not isinstance(e, OSError) and "(os error " not in str(e):   # as Rust says it
             raise
-        raise NeoxError(f"{shown}: could not be written ({reason(e)}); what was there before is kept") from e
+        kept = "what was there before is kept"
+        raise NeoxError(f"{shown}: could not be written ({reason(e)}); {kept}") from e
     finally:
         shutil.rmtree(new, ignore_errors=True)
         remove_empty(missing)
@@ -377,8 +399,8 @@ def keep_own(
 ):
     "Keeps a file that this library did not write"
     if os.path.lexists(new):
-        raise NeoxError(f"{shown}: {file.name} in it was not written by this library, and is not replaced; "
-                        "name a new folder")
+        raise NeoxError(f"{shown}: {file.name} in it was not written by this library, "
+                        "and is not replaced; name a new folder")
     new.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, new, follow_symlinks=False)
@@ -414,7 +436,8 @@ def read_folder(
             continue
         if version(folder) == before:
             return result
-    raise NeoxError(f"{path}: is replaced faster than it can be read; try again when the run has ended")
+    raise NeoxError(f"{path}: is replaced faster than it can be read; "
+                    "try again when the run has ended")
 
 # %% ../nbs/00_base.ipynb #ad63060e
 def owner_of(
@@ -440,7 +463,8 @@ def locked(
         lock.acquire(blocking=False)
     except Timeout:
         if not wait:
-            raise NeoxError(f"{what} is in use by {owner_of(path)}; wait for it, or end it") from None
+            owner = owner_of(path)
+            raise NeoxError(f"{what} is in use by {owner}; wait for it, or end it") from None
         say(f"{what}: waiting for {owner_of(path)}")
         lock.acquire(poll_interval=0.1)
     except NotImplementedError:                         # a file system without locks
@@ -487,7 +511,7 @@ def validate(
         raise NeoxError(f"{where}: {field + ': ' if field else ''}{problem}; {advice}") from None
 
 # %% ../nbs/00_base.ipynb #2ce3395d
-LARGEST_JSON = 2**28                         # bytes; a tokenizer of 250,000 tokens takes about 2**24
+LARGEST_JSON = 2**28                         # bytes; a tokenizer of 250,000 tokens takes 2**24
 
 def without_twins(
     pairs: list, # keys and values of one object
@@ -512,7 +536,8 @@ def read_json(
     if not path.is_file():
         raise NeoxError(f"{path}: is not a file; {advice}")
     if path.stat().st_size > LARGEST_JSON:
-        raise NeoxError(f"{path}: is larger than {LARGEST_JSON/1e6:,.0f} MB, too large for JSON; {advice}")
+        most = f"{LARGEST_JSON/1e6:,.0f} MB"
+        raise NeoxError(f"{path}: is larger than {most}, too large for JSON; {advice}")
     try:
         value = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=without_twins)
     except UnicodeDecodeError:
@@ -523,12 +548,15 @@ def read_json(
         raise NeoxError(f"{path}: is not JSON ({str(e)[:80]}); {advice}") from None
     except OSError as e:
         raise NeoxError(f"{path}: could not be read ({reason(e)})") from None
-    return value if shape is dict and isinstance(value, dict) else validate(shape, value, str(path), advice)
+    if shape is dict and isinstance(value, dict):
+        return value
+    return validate(shape, value, str(path), advice)
 
 # %% ../nbs/00_base.ipynb #15037922
 class OneLineParser(argparse.ArgumentParser):
     "An argument parser whose errors are one line"
-    def error(self, message): self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 # %% ../nbs/00_base.ipynb #129add7a
 def flags(
@@ -542,16 +570,25 @@ def make_parser(
     func, # its signature and docments become flags and help
 ) -> OneLineParser:
     "An argument parser from a function's signature"
-    parser = OneLineParser(prog=func.__name__, description=func.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog=func.__name__, description=func.__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     notes = docments(func)
     for name, p in inspect.signature(func).parameters.items():
-        note, default = (notes.get(name) or "").replace("%", "%%"), p.default
-        if p.kind is p.VAR_POSITIONAL: parser.add_argument(name, nargs="*", help=note)
-        elif default is p.empty: parser.add_argument(name, help=note, type=p.annotation)
-        elif p.annotation is bool and not default: parser.add_argument(*flags(name), action="store_true", help=note)
-        elif p.annotation is list: parser.add_argument(*flags(name), action="append", default=[], help=f"{note} (may be given again)")
-        else: parser.add_argument(*flags(name), type=p.annotation, default=default, metavar=p.annotation.__name__.upper(),
-                                  help=note + (f" (default: {default})" if default not in (None, "") else ""))
+        note = (notes.get(name) or "").replace("%", "%%")
+        if p.kind is p.VAR_POSITIONAL:
+            parser.add_argument(name, nargs="*", help=note)
+        elif p.default is p.empty:
+            parser.add_argument(name, help=note, type=p.annotation)
+        elif p.annotation is bool and not p.default:
+            parser.add_argument(*flags(name), action="store_true", help=note)
+        elif p.annotation is list:
+            note = f"{note} (may be given again)"
+            parser.add_argument(*flags(name), action="append", default=[], help=note)
+        else:
+            if p.default not in (None, ""):
+                note = f"{note} (default: {p.default})"
+            parser.add_argument(*flags(name), type=p.annotation, default=p.default, help=note,
+                                metavar=p.annotation.__name__.upper())
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -574,7 +611,7 @@ def settle_streams():
     for number in (0, 1, 2):
         try:
             os.fstat(number)
-        except OSError:                                 # closed: the next file opened would take its number
+        except OSError:                                 # closed: the next file would take its place
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -589,9 +626,10 @@ def settle_folders():
         os.getcwd()
     except FileNotFoundError:
         raise NeoxError("the current folder was removed; cd to one that exists") from None
-    if os.path.expanduser("~") == "~":                  # other libraries would make a folder of that name
+    if os.path.expanduser("~") == "~":                  # of which others would make a folder
         os.environ["HOME"] = str(home_folder())
-        say_once(f"there is no home folder here: downloads are kept in {cache_folder()}; NEOX_CACHE can name another")
+        say_once(f"there is no home folder here: downloads are kept in {cache_folder()}; "
+                 "NEOX_CACHE can name another")
 
 def silence_output():
     "Lets what is still to be printed go nowhere, since its reader went away"
@@ -610,10 +648,13 @@ def parsed(
     "A command's arguments from its words"
     given = vars(make_parser(func).parse_intermixed_args(argv))
     debug = given.pop("debug")
-    parameters = inspect.signature(func).parameters.items()
-    first = [given.pop(name) for name, p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    rest = [word for name, p in parameters if p.kind is p.VAR_POSITIONAL for word in given.pop(name)]
-    return [*first, *rest], given, debug
+    positional = []
+    for name, parameter in inspect.signature(func).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional.extend(given.pop(name))
+        elif parameter.default is parameter.empty:
+            positional.append(given.pop(name))
+    return positional, given, debug
 
 def command(
     func, # what the command does; gets the flags as arguments
@@ -645,20 +686,36 @@ def command(
     return main
 
 # %% ../nbs/00_base.ipynb #59b1141f
-COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="train", neox_report="report",
-                neox_tune="tune", neox_generate="generate", neox_benchmark="benchmark")
+@contextmanager
+def slow_import():
+    "Ends the process at once on Ctrl-C: an import that is broken off leaves modules half made"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number, frame):
+        say(f"{Path(sys.argv[0]).name}: interrupted")
+        os._exit(130)
+
+    former = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former or signal.SIG_DFL)
+
+COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="train",
+                neox_report="report", neox_tune="tune", neox_generate="generate",
+                neox_benchmark="benchmark")
 
 def start():
     "Runs the command by whose name this process was called"
-    name = Path(sys.argv[0]).name.removesuffix(".exe").removesuffix("-script.py").removesuffix(".py")
+    name = re.sub(r"(-script)?(\.exe|\.pyw?)?$", "", Path(sys.argv[0]).name)
     try:
-        settle_streams()
-        settle_folders()
-        module = importlib.import_module(f".{COMMANDS[name]}", __package__)
+        with slow_import():
+            settle_streams()
+            settle_folders()
+            module = importlib.import_module(f".{COMMANDS[name]}", __package__)
     except NeoxError as e:
         say(f"{name}: {e}", each=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted")
-        sys.exit(130)
     return getattr(module, f"{name}_main")()

@@ -7,8 +7,8 @@ __all__ = ['PARTS', 'USUAL_NAMES', 'LARGEST_VOCABULARY', 'GPT2_SPLIT', 'GPT4_SPL
            'neox_prepare_main', 'read_split', 'changed', 'by_position', 'by_document', 'divide', 'TokenHeader',
            'id_type', 'write_header', 'TokenFile', 'token_text', 'special_tokens', 'essential', 'Encoder',
            'first_difference', 'flat', 'starts_words', 'backend_alphabet', 'read_encoder', 'open_encoder',
-           'TokenWriter', 'sample_of', 'check_space', 'counted', 'preparation_key', 'Seen', 'prepare', 'windows',
-           'batch_starts', 'get_batch', 'eval_batches', 'output_name', 'set_workers', 'neox_prepare']
+           'TokenWriter', 'counted', 'preparation_key', 'sample_of', 'check_space', 'Seen', 'tell_template', 'prepare',
+           'windows', 'batch_starts', 'get_batch', 'eval_batches', 'output_name', 'set_workers', 'neox_prepare']
 
 # %% ../nbs/00_data.ipynb #c779785f
 import hashlib, json, math, os, re, shutil
@@ -157,7 +157,7 @@ class TokenFile:
     def check_ids(self,
         step: int = 2**24, # ids to look at in one go
     ):
-        "Raises an error that names the first id that no token has (0.3 s for 10^9 ids in the system's memory)"
+        "Raises an error that names the first id that no token has (half a second for 10^9 ids in the system's cache)"
         if self.vocab_size == 256**np.dtype(self.dtype).itemsize:
             return
         for start in range(0, self.n_tokens, step):
@@ -612,6 +612,29 @@ def close(self: TokenWriter):
     lossy = getattr(self.encoder, "lossy", False)
     write_header(self.path, self.n_bytes, self.encoder.vocab_size, self.encoder.fingerprint, self.n_documents, lossy)
 
+# %% ../nbs/00_data.ipynb #5ec1a105
+def counted(
+    corpus: Corpus, # any
+) -> dict: # {part: Counts}; one part named "" where the corpus has no division of its own
+    "Counts of each part of a corpus's own division, taken once"
+    if not corpus.parts:
+        return {"": corpus.counts}
+    if "_counted" not in vars(corpus):
+        corpus._counted = {part: corpus.count(part) for part in corpus.parts}
+    return corpus._counted
+
+def preparation_key(
+    corpus: Corpus, # the text
+    encoder, # as of `prepare`
+    split: str = "90,10,0", # as of `prepare`
+    split_by: str = "position", # as of `prepare`
+) -> str: # 32 hexadecimal digits
+    "Names what `prepare` makes of its arguments: another text, division or tokenizer gives another key"
+    parts = {part: counts.sha256 for part, counts in counted(corpus).items()}
+    how = None if corpus.parts else [read_split(split), split_by]
+    facts = json.dumps(["2", parts, how, encoder.fingerprint, getattr(encoder, "lossy", False)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
 # %% ../nbs/00_data.ipynb #deaba99f
 def sample_of(
     corpus: Corpus, # any
@@ -636,34 +659,12 @@ def check_space(
     "Raises an error if the token files will not fit on the disk"
     text = sample_of(corpus)
     ids = encoder.encode_many([text], [0])[0]
-    need = corpus.counts.bytes*len(ids)/len(text.encode())*np.dtype(id_type(encoder.vocab_size)).itemsize
+    size = sum(counts.bytes for counts in counted(corpus).values())
+    need = size*len(ids)/len(text.encode())*np.dtype(id_type(encoder.vocab_size)).itemsize
     there = next(p for p in Path(os.path.abspath(folder)).parents if p.exists())
     free = shutil.disk_usage(there).free
     if need > free:
         raise NeoxError(f"{folder}: the token files need about {need/1e6:,.1f} MB, the disk has {free/1e6:,.1f} MB free; name a folder on another disk with --out")
-
-# %% ../nbs/00_data.ipynb #5ec1a105
-def counted(
-    corpus: Corpus, # any
-) -> dict: # {part: Counts}; one part named "" where the corpus has no division of its own
-    "Counts of each part of a corpus's own division, taken once"
-    if not corpus.parts:
-        return {"": corpus.counts}
-    if "_counted" not in vars(corpus):
-        corpus._counted = {part: corpus.count(part) for part in corpus.parts}
-    return corpus._counted
-
-def preparation_key(
-    corpus: Corpus, # the text
-    encoder, # as of `prepare`
-    split: str = "90,10,0", # as of `prepare`
-    split_by: str = "position", # as of `prepare`
-) -> str: # 32 hexadecimal digits
-    "Names what `prepare` makes of its arguments: another text, division or tokenizer gives another key"
-    parts = {part: counts.sha256 for part, counts in counted(corpus).items()}
-    how = None if corpus.parts else [read_split(split), split_by]
-    facts = json.dumps(["2", parts, how, encoder.fingerprint, getattr(encoder, "lossy", False)])
-    return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 # %% ../nbs/00_data.ipynb #e52c4d07
 class Seen:
@@ -680,6 +681,15 @@ class Seen:
         digest.update(text.encode("utf-8", "surrogatepass"))
         if ends:
             digest.update(b"\xff")
+
+def tell_template(
+    encoder, # as of `prepare`
+):
+    "Says what other programs add to a text, and what is not in the ids"
+    backend = getattr(encoder, "backend", None)
+    if backend and backend.num_special_tokens_to_add(False):
+        added = [backend.id_to_token(i) for i in backend.encode("").ids if i in encoder.special_ids]
+        say_once(f"the tokenizer's template adds {' '.join(added)} to each text in other programs; the ids here are those of the text alone")
 
 def prepare(
     corpus: Corpus, # the text
@@ -699,6 +709,7 @@ def prepare(
         raise NeoxError(f"{corpus.name} is one document; split it by position")
     with new_folder(folder, "token files", replace) as tmp, ExitStack() as opened:
         check_space(corpus, encoder, folder)
+        tell_template(encoder)
         encoder.save(tmp)
         wanted = corpus.parts or [part for part, share in zip(PARTS, shares) if share]
         writers = {part: TokenWriter(tmp/f"{part}.bin", encoder, documents > 1) for part in wanted}
@@ -713,7 +724,7 @@ def prepare(
                 raise changed(corpus)
         for part, writer in writers.items():
             if writer.n_characters < 2:
-                raise NeoxError(f"the text has {corpus.counts.characters:,} characters, too short: split {split} leaves {writer.n_characters} for {part}; give more text")
+                raise NeoxError(f"the text has {sum(c.characters for c in counted(corpus).values()):,} characters, too short: split {split} leaves {writer.n_characters} for {part}; give more text")
             writer.close()
     return {part: TokenFile(folder/f"{part}.bin", encoder.fingerprint) for part in wanted}
 

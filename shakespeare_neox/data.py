@@ -402,8 +402,8 @@ def starts_words(
     kind, pattern = step["type"], step.get("pattern", {})
     if kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer"):
         return " \n"
-    if kind == "ByteLevel":
-        return " \n" if step.get("use_regex", True) else None
+    if kind == "ByteLevel" and step.get("use_regex", True):
+        return " " if step["add_prefix_space"] else " \n"       # put before whatever does not begin with a space
     if kind == "Metaspace":
         return " " if step["prepend_scheme"] == "never" and step.get("split", True) else None
     if kind == "Split" and "Regex" in pattern and step["behavior"] == "Isolated" and not step["invert"]:

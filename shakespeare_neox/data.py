@@ -6,9 +6,9 @@
 __all__ = ['PARTS', 'USUAL_NAMES', 'LARGEST_VOCABULARY', 'GPT2_SPLIT', 'GPT4_SPLIT', 'UNIGRAM_SPLIT', 'SAFE_SPLITS',
            'neox_prepare_main', 'read_split', 'changed', 'by_position', 'by_document', 'divide', 'TokenHeader',
            'id_type', 'write_header', 'TokenFile', 'token_text', 'special_tokens', 'essential', 'Encoder',
-           'first_difference', 'read_encoder', 'open_encoder', 'flat', 'starts_words', 'backend_alphabet',
-           'TokenWriter', 'sample_of', 'check_space', 'counted', 'preparation_key', 'Seen', 'prepare', 'windows',
-           'batch_starts', 'get_batch', 'eval_batches', 'output_name', 'set_workers', 'neox_prepare']
+           'first_difference', 'flat', 'starts_words', 'backend_alphabet', 'read_encoder', 'open_encoder',
+           'TokenWriter', 'counted', 'preparation_key', 'sample_of', 'check_space', 'Seen', 'tell_template', 'prepare',
+           'windows', 'batch_starts', 'get_batch', 'eval_batches', 'output_name', 'set_workers', 'neox_prepare']
 
 # %% ../nbs/00_data.ipynb #c779785f
 import hashlib, json, math, os, re, shutil
@@ -157,7 +157,7 @@ class TokenFile:
     def check_ids(self,
         step: int = 2**24, # ids to look at in one go
     ):
-        "Raises an error that names the first id that no token has (0.3 s for 10^9 ids in the system's memory)"
+        "Raises an error that names the first id that no token has (half a second for 10^9 ids in the system's cache)"
         if self.vocab_size == 256**np.dtype(self.dtype).itemsize:
             return
         for start in range(0, self.n_tokens, step):
@@ -241,9 +241,16 @@ class Encoder:
 
     def encode(self,
         text: str, # any text that the tokenizer can express
+        start: int = 0, # where it begins in the whole text, for the error
     ) -> list: # ids
         "Ids of a text; one that would not come back equal is an error, unless the encoder is lossy"
-        return self.encode_many([text])[0]
+        try:
+            ids = self.backend.encode(text, add_special_tokens=False).ids
+        except Exception:                       # half a character, or no token for what is unknown
+            ids = None
+        again = None if ids is None else self.backend.decode(ids, skip_special_tokens=False)
+        self.compare(text, ids, again, start)
+        return ids
 
     def encode_many(self,
         texts: list, # each as for `encode`
@@ -252,22 +259,32 @@ class Encoder:
         "Ids of many texts, on all cores, each decoded again and compared"
         try:
             ids = [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        except Exception:                       # half a character, or no token for what is unknown
-            ids = None
-        if ids and self.lossy:
-            return ids
-        back = self.backend.decode_batch(ids, skip_special_tokens=False) if ids else map(self.came_back, texts)
-        for n, (text, again) in enumerate(zip(texts, back)):
-            lost = again is None or not self.lossy and again != text
-            if lost or ids and not self.special_ids.isdisjoint(ids[n]):
-                self.explain(text, starts[n] if starts else 0)
-        return ids or []
+        except Exception:                       # one of them: which?
+            return [self.encode(text, start) for text, start in zip(texts, starts or [0]*len(texts))]
+        if not self.lossy:
+            again = self.backend.decode_batch(ids, skip_special_tokens=False)
+            for n, text in enumerate(texts):
+                self.compare(text, ids[n], again[n], starts[n] if starts else 0)
+        return ids
 
     def check(self,
         text: str, # about to be encoded
     ):
         "Raises an error that names the first place that cannot be encoded"
         self.encode(text)
+
+    def compare(self,
+        text: str, # that was encoded
+        ids: list, # of it, None if they could not be had
+        again: str, # what the ids give back
+        start: int = 0, # where the text begins in the whole
+    ):
+        "Raises an error where a text is not given back as it was"
+        if self.lossy and ids is not None:
+            return
+        if ids is None or again != text or not self.special_ids.isdisjoint(ids):
+            self.explain(text, start)
+
 
 # %% ../nbs/00_data.ipynb #5ec1a102
 @patch
@@ -359,55 +376,6 @@ def explain(self: Encoder,
     raise NeoxError(f"the tokenizer has no {c!r} (U+{ord(c):04X}), found at {place}{others}, in {excerpt}; "
                     f"{fix if back is None else allow}")
 
-# %% ../nbs/00_data.ipynb #51cc3726
-def read_encoder(
-    folder: Path, # holds the file
-    name: str, # of the file
-    lossy: bool, # as of `open_encoder`
-    kind: type, # as of `open_encoder`
-) -> Encoder:
-    "Reads a tokenizer.json, and what lies beside it"
-    from tokenizers import Tokenizer
-    path, advice = Path(folder)/name, "copy it again, or train one with neox_tokenizer"
-    if not path.exists():
-        others = [n for n in ("tokenizer.model", "vocab.json", "vocab.txt") if path.with_name(n).exists()]
-        if others:
-            raise NeoxError(f"{path}: no tokenizer here, but {others[0]}; make a tokenizer.json of it with transformers: "
-                            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
-        raise NeoxError(f"{path}: no tokenizer here; train one with neox_tokenizer")
-    if not path.is_file():
-        raise NeoxError(f"{path}: not a file; name a tokenizer.json or its folder")
-    if path.stat().st_size > LARGEST_JSON:
-        raise NeoxError(f"{path}: is larger than {LARGEST_JSON/1e6:,.0f} MB, too large for a tokenizer.json; {advice}")
-    roles, config, files = {}, {}, {}
-    for beside in ("special_tokens_map.json", "tokenizer_config.json"):
-        if path.with_name(beside).is_file():
-            read = read_json(path.with_name(beside), dict, advice)
-            roles.update({role: value for role, value in read.items() if role in USUAL_NAMES})
-            config = read if beside == "tokenizer_config.json" else config
-    template = path.with_name("chat_template.jinja")
-    if template.is_file():
-        files[template.name] = template.read_bytes()
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as e:
-        raise NeoxError(f"{path}: not a tokenizer.json ({str(e)[:80]}); {advice}") from None
-    try:
-        return kind(backend, {**roles, **config}, lossy, files)
-    except NeoxError as e:
-        raise NeoxError(f"{path}: {e}") from None
-
-def open_encoder(
-    path: Path, # a tokenizer.json, or a folder that holds one
-    lossy: bool = False, # whether a text may come back changed
-    kind: type = Encoder, # the class to make
-) -> Encoder:
-    "Opens a tokenizer.json, also while another process replaces its folder"
-    path = Path(path)
-    is_file = path.suffix == ".json" and not path.is_dir()
-    folder, name = (path.parent, path.name) if is_file or path.is_file() else (path, "tokenizer.json")
-    return read_folder(folder, lambda found: read_encoder(folder if found == Path(os.path.abspath(folder)) else found, name, lossy, kind))
-
 # %% ../nbs/00_data.ipynb #bdc516c8
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -434,8 +402,8 @@ def starts_words(
     kind, pattern = step["type"], step.get("pattern", {})
     if kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer"):
         return " \n"
-    if kind == "ByteLevel":
-        return " \n" if step.get("use_regex", True) else None
+    if kind == "ByteLevel" and step.get("use_regex", True):
+        return " " if step["add_prefix_space"] else " \n"       # put before whatever does not begin with a space
     if kind == "Metaspace":
         return " " if step["prepend_scheme"] == "never" and step.get("split", True) else None
     if kind == "Split" and "Regex" in pattern and step["behavior"] == "Isolated" and not step["invert"]:
@@ -514,6 +482,55 @@ def border(self: Encoder,
             return at
         at -= 1
     return 0
+
+# %% ../nbs/00_data.ipynb #51cc3726
+def read_encoder(
+    folder: Path, # holds the file
+    name: str, # of the file
+    lossy: bool, # as of `open_encoder`
+    kind: type, # as of `open_encoder`
+) -> Encoder:
+    "Reads a tokenizer.json, and what lies beside it"
+    from tokenizers import Tokenizer
+    path, advice = Path(folder)/name, "copy it again, or train one with neox_tokenizer"
+    if not path.exists():
+        others = [n for n in ("tokenizer.model", "vocab.json", "vocab.txt") if path.with_name(n).exists()]
+        if others:
+            raise NeoxError(f"{path}: no tokenizer here, but {others[0]}; make a tokenizer.json of it with transformers: "
+                            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
+        raise NeoxError(f"{path}: no tokenizer here; train one with neox_tokenizer")
+    if not path.is_file():
+        raise NeoxError(f"{path}: not a file; name a tokenizer.json or its folder")
+    if path.stat().st_size > LARGEST_JSON:
+        raise NeoxError(f"{path}: is larger than {LARGEST_JSON/1e6:,.0f} MB, too large for a tokenizer.json; {advice}")
+    roles, config, files = {}, {}, {}
+    for beside in ("special_tokens_map.json", "tokenizer_config.json"):
+        if path.with_name(beside).is_file():
+            read = read_json(path.with_name(beside), dict, advice)
+            roles.update({role: value for role, value in read.items() if role in USUAL_NAMES})
+            config = read if beside == "tokenizer_config.json" else config
+    template = path.with_name("chat_template.jinja")
+    if template.is_file():
+        files[template.name] = template.read_bytes()
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as e:
+        raise NeoxError(f"{path}: not a tokenizer.json ({str(e)[:80]}); {advice}") from None
+    try:
+        return kind(backend, {**roles, **config}, lossy, files)
+    except NeoxError as e:
+        raise NeoxError(f"{path}: {e}") from None
+
+def open_encoder(
+    path: Path, # a tokenizer.json, or a folder that holds one
+    lossy: bool = False, # whether a text may come back changed
+    kind: type = Encoder, # the class to make
+) -> Encoder:
+    "Opens a tokenizer.json, also while another process replaces its folder"
+    path = Path(path)
+    is_file = path.suffix == ".json" and not path.is_dir()
+    folder, name = (path.parent, path.name) if is_file or path.is_file() else (path, "tokenizer.json")
+    return read_folder(folder, lambda found: read_encoder(folder if found == Path(os.path.abspath(folder)) else found, name, lossy, kind))
 
 # %% ../nbs/00_data.ipynb #d9689104
 class TokenWriter:
@@ -595,6 +612,29 @@ def close(self: TokenWriter):
     lossy = getattr(self.encoder, "lossy", False)
     write_header(self.path, self.n_bytes, self.encoder.vocab_size, self.encoder.fingerprint, self.n_documents, lossy)
 
+# %% ../nbs/00_data.ipynb #5ec1a105
+def counted(
+    corpus: Corpus, # any
+) -> dict: # {part: Counts}; one part named "" where the corpus has no division of its own
+    "Counts of each part of a corpus's own division, taken once"
+    if not corpus.parts:
+        return {"": corpus.counts}
+    if "_counted" not in vars(corpus):
+        corpus._counted = {part: corpus.count(part) for part in corpus.parts}
+    return corpus._counted
+
+def preparation_key(
+    corpus: Corpus, # the text
+    encoder, # as of `prepare`
+    split: str = "90,10,0", # as of `prepare`
+    split_by: str = "position", # as of `prepare`
+) -> str: # 32 hexadecimal digits
+    "Names what `prepare` makes of its arguments: another text, division or tokenizer gives another key"
+    parts = {part: counts.sha256 for part, counts in counted(corpus).items()}
+    how = None if corpus.parts else [read_split(split), split_by]
+    facts = json.dumps(["2", parts, how, encoder.fingerprint, getattr(encoder, "lossy", False)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
 # %% ../nbs/00_data.ipynb #deaba99f
 def sample_of(
     corpus: Corpus, # any
@@ -619,34 +659,12 @@ def check_space(
     "Raises an error if the token files will not fit on the disk"
     text = sample_of(corpus)
     ids = encoder.encode_many([text], [0])[0]
-    need = corpus.counts.bytes*len(ids)/len(text.encode())*np.dtype(id_type(encoder.vocab_size)).itemsize
+    size = sum(counts.bytes for counts in counted(corpus).values())
+    need = size*len(ids)/len(text.encode())*np.dtype(id_type(encoder.vocab_size)).itemsize
     there = next(p for p in Path(os.path.abspath(folder)).parents if p.exists())
     free = shutil.disk_usage(there).free
     if need > free:
         raise NeoxError(f"{folder}: the token files need about {need/1e6:,.1f} MB, the disk has {free/1e6:,.1f} MB free; name a folder on another disk with --out")
-
-# %% ../nbs/00_data.ipynb #5ec1a105
-def counted(
-    corpus: Corpus, # any
-) -> dict: # {part: Counts}; one part named "" where the corpus has no division of its own
-    "Counts of each part of a corpus's own division, taken once"
-    if not corpus.parts:
-        return {"": corpus.counts}
-    if "_counted" not in vars(corpus):
-        corpus._counted = {part: corpus.count(part) for part in corpus.parts}
-    return corpus._counted
-
-def preparation_key(
-    corpus: Corpus, # the text
-    encoder, # as of `prepare`
-    split: str = "90,10,0", # as of `prepare`
-    split_by: str = "position", # as of `prepare`
-) -> str: # 32 hexadecimal digits
-    "Names what `prepare` makes of its arguments: another text, division or tokenizer gives another key"
-    parts = {part: counts.sha256 for part, counts in counted(corpus).items()}
-    how = None if corpus.parts else [read_split(split), split_by]
-    facts = json.dumps(["2", parts, how, encoder.fingerprint, getattr(encoder, "lossy", False)])
-    return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 # %% ../nbs/00_data.ipynb #e52c4d07
 class Seen:
@@ -663,6 +681,15 @@ class Seen:
         digest.update(text.encode("utf-8", "surrogatepass"))
         if ends:
             digest.update(b"\xff")
+
+def tell_template(
+    encoder, # as of `prepare`
+):
+    "Says what other programs add to a text, and what is not in the ids"
+    backend = getattr(encoder, "backend", None)
+    if backend and backend.num_special_tokens_to_add(False):
+        added = [backend.id_to_token(i) for i in backend.encode("").ids if i in encoder.special_ids]
+        say_once(f"the tokenizer's template adds {' '.join(added)} to each text in other programs; the ids here are those of the text alone")
 
 def prepare(
     corpus: Corpus, # the text
@@ -682,6 +709,7 @@ def prepare(
         raise NeoxError(f"{corpus.name} is one document; split it by position")
     with new_folder(folder, "token files", replace) as tmp, ExitStack() as opened:
         check_space(corpus, encoder, folder)
+        tell_template(encoder)
         encoder.save(tmp)
         wanted = corpus.parts or [part for part, share in zip(PARTS, shares) if share]
         writers = {part: TokenWriter(tmp/f"{part}.bin", encoder, documents > 1) for part in wanted}
@@ -696,7 +724,7 @@ def prepare(
                 raise changed(corpus)
         for part, writer in writers.items():
             if writer.n_characters < 2:
-                raise NeoxError(f"the text has {corpus.counts.characters:,} characters, too short: split {split} leaves {writer.n_characters} for {part}; give more text")
+                raise NeoxError(f"the text has {sum(c.characters for c in counted(corpus).values()):,} characters, too short: split {split} leaves {writer.n_characters} for {part}; give more text")
             writer.close()
     return {part: TokenFile(folder/f"{part}.bin", encoder.fingerprint) for part in wanted}
 

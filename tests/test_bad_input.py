@@ -87,8 +87,8 @@ def test_character_that_the_tokenizer_lacks(content, parts, capsys):
     (["--split", "x"], ["split='x'"]), (["--split", "0,1"], ["split='0,1'"]), (["--split", "1,-1"], ["split"]), (["--split", "1,1,1,1"], ["split"]),
     pytest.param(["--split", "nan,1"], ["split"]),
     (["--tokenizer_path", "text.txt"], ["text.txt", "not a tokenizer.json"]), (["--tokenizer_path", "none.json"], ["none.json", "no tokenizer here"]),
-    (["--out", "mine"], ["mine", "holds other files"]), (["--out", "text.txt"], ["text.txt", "holds other files"]),
-    (["--out", "text.txt/sub"], ["could not be written", "Not a directory"]), (["--outt", "x"], ["unrecognized arguments: --outt"]),
+    (["--out", "mine"], ["mine", "holds other files"]), (["--out", "text.txt"], ["text.txt", "is a file"]),
+    (["--out", "text.txt/sub"], ["text.txt/sub", "could not be written"]), (["--outt", "x"], ["unrecognized arguments: --outt"]),
     pytest.param(["--out", "."], ["the folder that you are in"])], ids=str)
 def test_prepare_flags(argv, parts, capsys):
     put("text.txt"); put("mine/notes.txt", "my notes")
@@ -436,7 +436,7 @@ def test_full_disk_while_preparing(disk, monkeypatch, capsys):
 def test_full_disk_while_saving_a_tokenizer(disk, capsys):
     _, resize = disk; resize("60k")
     put("text.txt"); tokenizer(["text.txt", "--out", "disk/made"])
-    untouched(tokenizer, ["sample", "--kind", "bpe", "--vocab_size", "5000", "--out", "disk/made"], capsys, "disk/made", "could not be written")
+    untouched(tokenizer, ["sample", "--kind", "bpe", "--vocab_size", "5000", "--out", "disk/made", "--replace"], capsys, "disk/made", "could not be written")
 
 
 def test_full_disk_while_training(disk, capsys):

@@ -182,7 +182,7 @@ def test_tokenizer_without_an_end(capsys):
     from tokenizers import Tokenizer, models, pre_tokenizers
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[])); backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.save("t.json"); write("a.jsonl")
-    refuses(prepare, ["a.jsonl", "--tokenizer_path", "t.json"], capsys, "60 documents", "<|endoftext|>")
+    refuses(prepare, ["a.jsonl", "--tokenizer_path", "t.json"], capsys, "60 documents", "no end-of-text token")
 
 
 LAUNCH = "from shakespeare_neox.data import neox_prepare_main as m; m()"

@@ -261,8 +261,7 @@ def end_ids(
     "The ids that end a text"
     named = model.special_ids.get("eos_token_id")
     named = [] if named is None else [named] if isinstance(named, int) else named
-    special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
-    return ({tokenizer.eot_id} | special.intersection(named)) - {None}
+    return ({tokenizer.eot_id} | tokenizer.special_ids.intersection(named)) - {None}
 
 # %% ../nbs/04_generate.ipynb #a16ad437
 def stop_at(

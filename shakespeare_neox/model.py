@@ -7,9 +7,9 @@ __all__ = ['LARGEST', 'MOST_LAYERS', 'SIZES', 'Size', 'Share', 'OLD_BUFFERS', 'W
            'check_settings', 'ModelConfig', 'attend', 'rotary_table', 'rotate', 'Attention', 'activation_function',
            'MLP', 'Layer', 'Cache', 'attention_mask', 'padding_mask', 'GPTNeoX', 'init_std', 'special_ids', 'to_hf',
            'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'write_json', 'weight_shapes', 'WeightIndex', 'weight_files',
-           'open_weights', 'StoredWeight', 'stored_weights', 'check_weights', 'check_room', 'GenerationConfig',
-           'read_special_ids', 'is_there', 'hub_name', 'find_folder', 'WithoutInit', 'read_shown', 'count_parameters',
-           'rotary_bytes', 'flops_per_token', 'training_bytes', 'summary', 'context_start', 'sample']
+           'open_weights', 'StoredWeight', 'stored_weights', 'check_weights', 'rotary_bytes', 'check_room',
+           'GenerationConfig', 'read_special_ids', 'is_there', 'hub_name', 'find_folder', 'WithoutInit', 'read_shown',
+           'count_parameters', 'flops_per_token', 'training_bytes', 'summary', 'context_start', 'sample']
 
 # %% ../nbs/02_model.ipynb #ff159217
 import json, math, re
@@ -385,8 +385,7 @@ def special_ids(
 ) -> dict: # in transformers' words
     "What transformers has to know of a tokenizer"
     if tokenizer is None: return dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    begin = getattr(tokenizer, "bos_id", tokenizer.eot_id)
-    return dict(bos_token_id=begin, eos_token_id=tokenizer.eot_id, pad_token_id=tokenizer.pad_id)
+    return dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eot_id, pad_token_id=tokenizer.pad_id)
 
 def to_hf(
     config: ModelConfig, # ours
@@ -651,6 +650,12 @@ def check_weights(
         if weight.kind not in WEIGHT_TYPES:
             raise NeoxError(f"{folder}: {name} holds numbers of type {weight.kind}; weights are {', '.join(WEIGHT_TYPES)}")
 
+def rotary_bytes(
+    config: ModelConfig, # sizes
+) -> int: # bytes of the tables of cosine and sine
+    "What long contexts cost before the first token"
+    return 8*config.max_position_embeddings*config.rotary_size
+
 def check_room(
     config: ModelConfig, # of a model that is going to be made
     dtype, # of its weights
@@ -659,7 +664,7 @@ def check_room(
 ):
     "Raises an error if a model is larger than the memory"
     import psutil
-    need = sum(count_parameters(config).values())*dtype.itemsize + rotary_bytes(config)
+    need = sum(map(math.prod, weight_shapes(config).values()))*dtype.itemsize + rotary_bytes(config)
     on_gpu = torch.device(device).type == "cuda"
     there = torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total
     if need > there:
@@ -794,12 +799,6 @@ def count_parameters(
     matrix = config.padded_vocab_size*C
     return dict(embedding=matrix, attention=L*attention, mlp=L*mlp, norms=(2*L + 1)*2*C,
                 head=matrix*config.no_weight_tying)
-
-def rotary_bytes(
-    config: ModelConfig, # sizes
-) -> int: # bytes of the tables of cosine and sine
-    "What long contexts cost before the first token"
-    return 8*config.max_position_embeddings*config.rotary_size
 
 # %% ../nbs/02_model.ipynb #e1c3978a
 def flops_per_token(

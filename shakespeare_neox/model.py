@@ -6,10 +6,11 @@
 __all__ = ['LARGEST', 'MOST_LAYERS', 'SIZES', 'Size', 'Share', 'OLD_BUFFERS', 'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME',
            'check_settings', 'ModelConfig', 'attend', 'rotary_table', 'rotate', 'Attention', 'activation_function',
            'MLP', 'Layer', 'Cache', 'attention_mask', 'padding_mask', 'GPTNeoX', 'init_std', 'special_ids', 'to_hf',
-           'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'write_json', 'weight_shapes', 'WeightIndex', 'weight_files',
-           'open_weights', 'StoredWeight', 'stored_weights', 'check_weights', 'rotary_bytes', 'check_room',
-           'GenerationConfig', 'read_special_ids', 'is_there', 'hub_name', 'find_folder', 'WithoutInit', 'read_shown',
-           'count_parameters', 'flops_per_token', 'training_bytes', 'summary', 'context_start', 'sample']
+           'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'check_dtype', 'stored_as', 'write_json', 'weight_shapes',
+           'WeightIndex', 'weight_files', 'open_weights', 'StoredWeight', 'stored_weights', 'check_weights',
+           'rotary_bytes', 'check_room', 'GenerationConfig', 'read_special_ids', 'is_there', 'hub_name', 'find_folder',
+           'WithoutInit', 'read_shown', 'count_parameters', 'flops_per_token', 'training_bytes', 'summary',
+           'context_start', 'sample']
 
 # %% ../nbs/02_model.ipynb #ff159217
 import json, math, re
@@ -508,15 +509,34 @@ def write(self: GPTNeoX,
 ):
     "Writes config.json, generation_config.json, model.safetensors and the tokenizer"
     from safetensors.torch import save_file
+    check_dtype(dtype)
     folder, known = Path(folder), known_ids(self.config, tokenizer)
     special = self.special_ids if tokenizer is None and self.special_ids else special_ids(tokenizer)
     sizes = dict(torch_dtype=str(dtype).removeprefix("torch."), unpadded_vocab_size=known)
     padded = list(range(known, self.config.padded_vocab_size))
     write_json(folder/"config.json", to_hf(self.config, special) | sizes)
     write_json(folder/"generation_config.json", special | (dict(suppress_tokens=padded) if padded else {}))
-    weights = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in self.state_dict().items()}
+    weights = {name: stored_as(name, tensor, dtype) for name, tensor in self.state_dict().items()}
     save_file(weights, folder/"model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None: tokenizer.save(folder)
+
+def check_dtype(
+    dtype, # torch's
+):
+    "Raises an error for numbers that weights cannot be"
+    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise NeoxError(f"dtype: weights cannot be {dtype}; give torch.float32, torch.float16, torch.bfloat16 or torch.float64")
+
+def stored_as(
+    name: str, # of a weight, for the error
+    tensor: torch.Tensor, # it
+    dtype, # of the file
+) -> torch.Tensor: # on the CPU
+    "A weight as it goes into a file; one that the file's type cannot hold is an error"
+    stored = tensor.detach().to("cpu", dtype).contiguous()
+    if not stored.isfinite().all() and tensor.isfinite().all():
+        raise NeoxError(f"{name}: holds {tensor.abs().max().item():.3g}, too large for {dtype}; store the model as torch.float32")
+    return stored
 
 def write_json(
     path: Path, # a file
@@ -757,6 +777,7 @@ def read(cls: GPTNeoX,
     device="cpu", # where to put them
 ) -> GPTNeoX: # in evaluation mode
     "The model of a folder, once its files fit together"
+    check_dtype(dtype)
     if not (folder/"config.json").exists():
         raise NeoxError(f"{folder}: no config.json in it, the checkpoint is half-written or not a model folder")
     config = from_hf(read_json(folder/"config.json", advice="copy or train the checkpoint again"), folder/"config.json")

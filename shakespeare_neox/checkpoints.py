@@ -14,8 +14,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Len
 
-from .base import (NeoxError, assets, cache_folder, is_ours, locked, new_file, new_folder, read_json, say,
-                                   write_whole)
+from .base import (NeoxError, assets, cache_folder, is_ours, locked, new_file,
+                                   new_folder, read_json, say, write_whole)
 from .corpora import download
 
 # %% ../nbs/04_checkpoints.ipynb #43223cd3
@@ -36,7 +36,8 @@ class ManifestEntry:
 def manifest() -> dict: # name -> ManifestEntry
     "The models that a release has beside the package"
     path = assets("model")/"manifest.json"
-    return read_json(path, dict[str, ManifestEntry], "install the package again") if path.exists() else {}
+    if not path.exists(): return {}
+    return read_json(path, dict[str, ManifestEntry], "install the package again")
 
 # %% ../nbs/04_checkpoints.ipynb #f6755d0f
 def sha256(
@@ -58,7 +59,7 @@ def pack(
     return dict(url=url, bytes=Path(path).stat().st_size, sha256=sha256(path))
 
 # %% ../nbs/04_checkpoints.ipynb #53460904
-SUMS = "sums.json"                                # in a fetched folder: the SHA-256 of each of its files
+SUMS = "sums.json"                           # in a fetched folder: the SHA-256 of each file
 
 def unpack(
     packed: Path, # a .zip that `pack` made
@@ -71,10 +72,12 @@ def unpack(
             files = opened.infolist()
             for file in files:
                 if not re.fullmatch(r"\w[\w.-]*", file.filename):
-                    raise NeoxError(f"{packed}: holds {file.filename!r}, not a file of a model; it is not unpacked")
+                    raise NeoxError(f"{packed}: holds {file.filename!r}, not a file of a model; it "
+                                    "is not unpacked")
             size = sum(file.file_size for file in files)
             if size > most or len({file.filename for file in files}) < len(files):
-                raise NeoxError(f"{packed}: would unpack to {size:,} bytes in {len(files):,} files, {most:,} at most "
+                raise NeoxError(f"{packed}: would unpack to {size:,} bytes in {len(files):,} "
+                                f"files, {most:,} at most "
                                 "are right; it is not unpacked")
             opened.extractall(folder)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
@@ -86,7 +89,9 @@ def is_whole(
     "Whether a fetched folder is as it was unpacked"
     try: sums = read_json(folder/SUMS, dict[str, str])
     except NeoxError: return False
-    return bool(sums) and all((folder/name).is_file() and sha256(folder/name) == right for name, right in sums.items())
+    for name, right in sums.items():
+        if not (folder/name).is_file() or sha256(folder/name) != right: return False
+    return bool(sums)
 
 def fetch_model(
     name: str, # of the manifest

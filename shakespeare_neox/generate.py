@@ -6,9 +6,9 @@
 __all__ = ['WHOLE', 'REAL', 'LONGEST_PROMPTS', 'neox_generate_main', 'keep_top_k', 'keep_top_p', 'keep_min_p',
            'penalize_repetition', 'filter_logits', 'pad_left', 'Reader', 'check_range', 'as_texts', 'as_stops',
            'encode_prompts', 'draw', 'generate_ids', 'end_ids', 'stop_at', 'held_back', 'TextStream', 'pieces',
-           'stream', 'batches', 'complete', 'generate_many', 'generate', 'best_score', 'saved_at', 'trained_runs',
-           'find_checkpoint', 'open_checkpoint', 'prompt_bytes', 'read_prompts', 'json_line', 'print_texts',
-           'neox_generate']
+           'stream', 'batches', 'complete', 'generate_many', 'generate', 'best_score', 'saved_at', 'folders_in',
+           'best_point', 'trained_runs', 'described', 'find_checkpoint', 'open_checkpoint', 'prompt_bytes',
+           'read_prompts', 'json_line', 'print_texts', 'neox_generate']
 
 # %% ../nbs/04_generate.ipynb #b5dfaffe
 import json, math, os, stat, sys, time
@@ -21,7 +21,8 @@ from fastcore.basics import patch
 
 from .base import NeoxError, command, reason, say, set_aside
 from .checkpoints import find_model, shipped
-from .model import LARGEST, Cache, GPTNeoX, context_start, find_folder, is_there, known_ids, read_shown
+from .model import (LARGEST, Cache, GPTNeoX, context_start, find_folder, is_there,
+                                    known_ids, read_shown)
 from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/04_generate.ipynb #15104e9a
@@ -155,7 +156,8 @@ def keep(self: Reader,
     self.cache.store, self.mask, self.starts = self.cache.store[:, :, rows], self.mask[rows], [self.starts[b] for b in rows]
 
 # %% ../nbs/04_generate.ipynb #b36ce412
-WHOLE = dict(seed=(0, 2**62), top_k=(0, LARGEST), max_new_tokens=(0, LARGEST), batch_size=(1, LARGEST))
+WHOLE = dict(seed=(0, 2**62), top_k=(0, LARGEST), max_new_tokens=(0, LARGEST),
+             batch_size=(1, LARGEST))
 REAL = dict(temperature=(0, None), top_p=(0, 1), min_p=(0, 1), repetition_penalty=(0, None))
 
 def check_range(
@@ -168,7 +170,8 @@ def check_range(
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise NeoxError(f"{name}: {value!r} is not a {what}")
             if not low <= value <= (math.inf if high is None else high) or value == math.inf:
-                right = f"{low} or more" if high in (None, LARGEST) else f"a number from {low} to {high}"
+                right = f"a number from {low} to {high}"
+                if high in (None, LARGEST): right = f"{low} or more"
                 raise NeoxError(f"{name}: {value} is out of range; give {right}")
     if 0 < settings.get("temperature", 1) < 1e-3: raise NeoxError("temperature: give 0, or 0.001 or more")
     if not settings.get("repetition_penalty", 1) > 0:
@@ -181,7 +184,8 @@ def as_texts(
     "One text or many as a list: a single str is one text, not its letters"
     texts = [texts] if isinstance(texts, str) or not hasattr(texts, "__iter__") else list(texts)
     for text in texts:
-        if not isinstance(text, str): raise NeoxError(f"{name}: {text!r:.60} is a {type(text).__name__}, not a text")
+        if not isinstance(text, str):
+            raise NeoxError(f"{name}: {text!r:.60} is a {type(text).__name__}, not a text")
     return texts
 
 def as_stops(
@@ -189,7 +193,9 @@ def as_stops(
 ) -> list: # of str
     "Strings that end a text; an empty one is an error, it would end each text at once"
     stops = as_texts(stop, "stop")
-    if "" in stops: raise NeoxError("stop: an empty text is in every text; give at least one character, or leave it out")
+    if "" in stops:
+        raise NeoxError("stop: an empty text is in every text; give at least one character, or "
+                        "leave it out")
     return stops
 
 # %% ../nbs/04_generate.ipynb #83ee2e05
@@ -207,9 +213,12 @@ def encode_prompts(
         else:
             rows.append(ids)
             if 0 < len(ids) <= window: continue
-            problem = f"the prompt has {len(ids):,} tokens, the model's window holds {window:,}; shorten it by {len(ids) - window:,}"
-            if not ids: problem = "the prompt is empty; give at least one character, such as --prompt 'MARIAN:'"
-        raise NeoxError(problem if len(prompts) == 1 else f"prompt {n:,} of {len(prompts):,} ({prompt[:20]!r}): {problem}")
+            problem = (f"the prompt has {len(ids):,} tokens, the model's window holds {window:,}; "
+                       f"shorten it by {len(ids) - window:,}")
+            if not ids:
+                problem = "the prompt is empty; give at least one character, such as MARIAN:"
+        which = f"prompt {n:,} of {len(prompts):,} ({prompt[:20]!r}): " if len(prompts) > 1 else ""
+        raise NeoxError(which + problem)
     return rows
 
 # %% ../nbs/04_generate.ipynb #e65be2ad
@@ -247,7 +256,8 @@ def generate_ids(
         seen = [rows[b] for b in live]
         logits = filter_logits(reader(seen)[:, :known].float().cpu(), seen, temperature=temperature or 1.0, **filters)
         if not logits.amax(-1).isfinite().all():
-            raise NeoxError("the model's logits are not numbers (NaN or infinite), its weights are damaged; "
+            raise NeoxError("the model's logits are not numbers (NaN or infinite), its weights are "
+                            "damaged; "
                             "take an earlier checkpoint or train it again")
         new = dict(zip(live, draw(logits, [generators[b] for b in live]) if temperature else logits.argmax(-1).tolist()))
         for b, i in new.items(): rows[b].append(i)
@@ -261,8 +271,7 @@ def end_ids(
     "The ids that end a text"
     named = model.special_ids.get("eos_token_id")
     named = [] if named is None else [named] if isinstance(named, int) else named
-    special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
-    return ({tokenizer.eot_id} | special.intersection(named)) - {None}
+    return ({tokenizer.eot_id} | tokenizer.special_ids.intersection(named)) - {None}
 
 # %% ../nbs/04_generate.ipynb #a16ad437
 def stop_at(
@@ -288,18 +297,21 @@ class TextStream:
         tokenizer: Tokenizer, # of the ids
     ):
         self.tokenizer = tokenizer
-        self.window, self.given, self.wait = [], 0, 0          # ids that are decoded again, characters of them given out
+        self.window, self.given = [], 0                # ids to decode, their characters given out
+        self.wait = 0                                  # ids of a long run to wait for
 
     def add(self,
         new: int, # the next id
     ) -> str: # what is sure now and was not before, often ""
         "Takes an id"
         self.window.append(new)
-        if self.is_byte(new): return ""                        # whether bytes are characters is decided for all in a row
-        if 8 < len(self.window) < self.wait and self.tokenizer.decode([new]).endswith("\ufffd"): return ""   # still in the midst
+        if self.is_byte(new): return ""                        # bytes in a row are decoded together
+        if 8 < len(self.window) < self.wait and self.tokenizer.decode([new]).endswith("\ufffd"):
+            return ""                                          # still in the midst of a character
         text = self.tokenizer.decode(self.window)
         sure = len(text.rstrip("\ufffd"))
-        piece, self.given, self.wait = text[self.given:sure], max(self.given, sure), 2*len(self.window)
+        piece = text[self.given:sure]
+        self.given, self.wait = max(self.given, sure), 2*len(self.window)
         if sure == len(text): self.shorten()
         return piece
 
@@ -311,7 +323,7 @@ class TextStream:
         return token.startswith("<0x") and len(token) == 6 and self.tokenizer.decode([new]) != token
 
     def shorten(self):
-        "Keeps the fewest last ids that are a text of their own, for what joins them to the next one"
+        "Keeps the fewest last ids that are a text of their own, to be joined to the next one"
         for n in range(1, len(self.window)):
             text = self.tokenizer.decode(self.window[-n:])
             if text and "\ufffd" not in text:
@@ -378,7 +390,8 @@ def complete(
     **settings, # as of `generate_ids`
 ) -> list: # for each prompt the ids drawn, its end included
     "Continues a batch until every row has ended"
-    stop, ends, drawn, ended = as_stops(stop), end_ids(model, tokenizer), [[] for _ in prompts], set()
+    stop, ends = as_stops(stop), end_ids(model, tokenizer)
+    drawn, ended = [[] for _ in prompts], set()
     reach = 4*max(map(len, stop), default=0) + 4
     for new in generate_ids(model, tokenizer, prompts, ended=ended, **settings):
         for row, i in enumerate(new):
@@ -401,7 +414,8 @@ def generate_many(
 ): # yields the texts in the order of the prompts, each as soon as it and all before it are done
     "Continues prompts in batches sorted by length"
     check_range(batch_size=batch_size, seed=seed, **settings)
-    rows, stop, ends = encode_prompts(model, tokenizer, prompts), as_stops(stop), end_ids(model, tokenizer)
+    rows = encode_prompts(model, tokenizer, prompts)
+    stop, ends = as_stops(stop), end_ids(model, tokenizer)
     texts, n_done, n_given, n_tokens, start = {}, 0, 0, 0, time.perf_counter()
     for batch in batches([len(r) for r in rows], batch_size):
         drawn = complete(model, tokenizer, [rows[i] for i in batch], stop, seed=seed, numbers=batch, **settings)
@@ -413,7 +427,8 @@ def generate_many(
         seconds = time.perf_counter() - start
         left = int(seconds*(len(rows) - n_done)/n_done)
         if progress and len(rows) > batch_size:
-            say(f"{n_done:>6,}/{len(rows):,} prompts  {n_tokens/seconds:,.0f} tokens/s  {left//60}:{left%60:02d} left")
+            say(f"{n_done:>6,}/{len(rows):,} prompts  {n_tokens/seconds:,.0f} tokens/s  "
+                f"{left//60}:{left%60:02d} left")
         while n_given in texts:
             yield texts.pop(n_given)
             n_given += 1
@@ -442,8 +457,10 @@ def best_score(
     for line in lines:
         try:
             event = json.loads(line)
-            if event["event"] == "evaluation": found.append((float(event["loss"]), int(event["step"])))
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError): continue      # a log is not needed to write
+            if event["event"] == "evaluation":
+                found.append((float(event["loss"]), int(event["step"])))
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            continue                                           # a model writes without a log too
     return min((pair for pair in found if math.isfinite(pair[0])), default=None)
 
 def saved_at(
@@ -455,37 +472,56 @@ def saved_at(
         except OSError: continue
     return time.time()
 
+def folders_in(
+    folder: Path, # any path
+) -> list: # of paths, none where there is no such folder
+    "The folders in a folder, without hidden ones"
+    try: paths = sorted(Path(folder).iterdir())
+    except OSError: return []
+    return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
+
+def best_point(
+    sweep: Path, # a folder of runs that are compared
+) -> Path: # a run's folder, None where it holds none
+    "The run of a sweep with the lowest loss"
+    points = [point for point in folders_in(sweep) if is_there(point/"best")]
+    return min(points, key=lambda point: best_score(point) or (math.inf, 0), default=None)
+
 def trained_runs(
-    folder: Path, # of runs
-) -> list: # folders that hold a best model
-    "The runs of a folder; of each sweep in it the run with the lowest loss"
-    def inside(folder):
-        try: return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-        except OSError: return []
-    found = []
-    for run in inside(Path(folder)):
-        if is_there(run/"best"): found.append(run)
-        elif points := [point for point in inside(run) if is_there(point/"best")]:
-            found.append(min(points, key=lambda point: best_score(point) or (math.inf, 0)))
-    return found
+    folder: Path, # of runs and sweeps
+) -> list: # of runs' folders
+    "The runs of a folder that hold a model; of each sweep in it the best one"
+    found = [run if is_there(run/"best") else best_point(run) for run in folders_in(folder)]
+    return [run for run in found if run]
+
+def described(
+    run: Path, # its folder
+) -> str: # such as "runs/quickstart/best writes (step 1,500, validation loss 1.4700)"
+    "Which model writes, and how good its log says that it is"
+    score = best_score(run)
+    facts = f" (step {score[1]:,}, validation loss {score[0]:.4f})" if score else ""
+    return f"{run/'best'} writes{facts}"
 
 def find_checkpoint(
-    path: str = "", # a model folder, a run's or a sweep's folder, a name, here or on the hub, or nothing for the newest run
+    path: str = "", # a folder of a model, run or sweep, a name, or nothing for the newest run
     runs: str = "runs", # where runs are looked for
 ) -> Path: # a model folder
     "The model folder that is meant"
     if path:
-        inside = next((folder for folder in (Path(path)/"best", Path(path)/"last") if is_there(folder)), None)
-        named = find_model(path) if not inside and not is_there(path) else None
-        return inside or named or find_folder(path)
+        for inside in (Path(path)/"best", Path(path)/"last"):
+            if is_there(inside): return inside
+        point = None if (Path(path)/"config.json").exists() else best_point(path)
+        if point:
+            say(f"{described(point)}, the best of {path}")
+            return point/"best"
+        return (None if is_there(path) else find_model(path)) or find_folder(path)
     found = sorted(trained_runs(runs), key=saved_at)
     if not found:
-        say(f"no run in {runs}/ yet: the model that came along writes; train your own with: neox_train quickstart")
+        say(f"no run in {runs}/ yet: the model that came along writes; train your own with: "
+            "neox_train quickstart")
         return shipped()
-    score = best_score(found[-1])
-    facts = f" (step {score[1]:,}, validation loss {score[0]:.4f})" if score else ""
-    others = f"; {len(found) - 1} more in {runs}/, to be named: neox_generate {found[-2]}" if found[1:] else ""
-    say(f"{found[-1]/'best'} writes{facts}, the newest run{others}")
+    others = f"; {len(found) - 1} more in {runs}/: neox_generate {found[-2]}" if found[1:] else ""
+    say(f"{described(found[-1])}, the newest run{others}")
     return found[-1]/"best"
 
 # %% ../nbs/04_generate.ipynb #80131035
@@ -497,7 +533,8 @@ def open_checkpoint(
     def read(folder):
         model = GPTNeoX.read(folder, device=device)
         if not (folder/"tokenizer.json").exists():
-            raise NeoxError(f"{folder}: the checkpoint has no tokenizer.json; copy the one that it was trained with beside it")
+            raise NeoxError(f"{folder}: the checkpoint has no tokenizer.json; copy the one that it "
+                            "was trained with beside it")
         tokenizer = load_tokenizer(folder)
         try: known_ids(model.config, tokenizer)
         except NeoxError as e: raise NeoxError(f"{folder}: {e}") from None
@@ -519,7 +556,8 @@ def prompt_bytes(
         else:
             where = os.path.realpath(file)
             if Path(where).is_dir(): raise NeoxError(f"{name}: is a directory; {advice}")
-            if not stat.S_ISREG(os.stat(where).st_mode) or where.startswith(("/dev/", "/proc/", "/sys/")):
+            regular = stat.S_ISREG(os.stat(where).st_mode)
+            if not regular or where.startswith(("/dev/", "/proc/", "/sys/")):
                 raise NeoxError(f"{name}: is not a regular file; {advice}")
             with open(where, "rb") as opened: read = opened.read(LONGEST_PROMPTS + 1)
     except FileNotFoundError:
@@ -527,7 +565,8 @@ def prompt_bytes(
     except (OSError, ValueError) as e:
         raise NeoxError(f"{name}: could not be read ({reason(e)}); {advice}") from None
     if len(read) > LONGEST_PROMPTS:
-        raise NeoxError(f"{name}: holds more than {LONGEST_PROMPTS/1e6:,.0f} MB; give it in several files")
+        raise NeoxError(f"{name}: holds more than {LONGEST_PROMPTS/1e6:,.0f} MB; give it in "
+                        "several files")
     return read
 
 def read_prompts(
@@ -540,7 +579,8 @@ def read_prompts(
     except UnicodeDecodeError as e:
         line, byte = content.count(b"\n", 0, e.start) + 1, content[e.start]
         likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "cp1252"
-        raise NeoxError(f"{name}, line {line:,}: not UTF-8 (byte 0x{byte:02x}); save it as UTF-8, or convert it, if it is "
+        raise NeoxError(f"{name}, line {line:,}: not UTF-8 (byte 0x{byte:02x}); save it as UTF-8, "
+                        "or convert it, if it is "
                         f"{likely}: iconv -f {likely} -t utf-8") from None
     for n, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
@@ -549,10 +589,12 @@ def read_prompts(
             continue
         try: record = json.loads(line)
         except (ValueError, RecursionError) as e:
-            raise NeoxError(f"{name}, line {n:,}: not JSON ({e}); write one object a line") from None
+            problem = f"not JSON ({e}); write one object a line"
+            raise NeoxError(f"{name}, line {n:,}: {problem}") from None
         prompt = record.get("prompt") if isinstance(record, dict) else None
         if not prompt or not isinstance(prompt, str):
-            raise NeoxError(f'{name}, line {n:,}: no text named prompt in it; write {{"prompt": "MARIAN:"}}')
+            raise NeoxError(f'{name}, line {n:,}: no text named prompt in it; write {{"prompt": '
+                            f'"MARIAN:"}}')
         prompts.append(prompt)
     if not prompts: raise NeoxError(f"{name}: no prompt in it; write one a line")
     return prompts
@@ -606,12 +648,15 @@ def neox_generate(
     prompts = [text.replace("\\n", "\n") for text in as_texts(prompt, "prompt") or ["\\n"]]
     stop = [text.replace("\\n", "\n") for text in as_stops(stop)]
     if prompt_file: prompts = read_prompts(prompt_file)
-    settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                    repetition_penalty=repetition_penalty, seed=seed)
+    settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                    top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
     check_range(batch_size=batch_size, **settings)
     model, tokenizer = open_checkpoint("".join(map(str, checkpoint)) or checkpoint_path)
-    if len(prompts) == 1: texts = [stream(model, tokenizer, prompts[0], stop, **settings)]
-    else: texts = ([t] for t in generate_many(model, tokenizer, prompts, stop, batch_size, progress=True, **settings))
+    if len(prompts) == 1:
+        texts = [stream(model, tokenizer, prompts[0], stop, **settings)]
+    else:
+        many = generate_many(model, tokenizer, prompts, stop, batch_size, progress=True, **settings)
+        texts = ([text] for text in many)
     print_texts(prompts, texts, jsonl)
 
 # %% ../nbs/04_generate.ipynb #91bb5bed

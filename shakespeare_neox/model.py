@@ -6,11 +6,11 @@
 __all__ = ['LARGEST', 'MOST_LAYERS', 'SIZES', 'Size', 'Share', 'OLD_BUFFERS', 'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'shown',
            'plain_value', 'check_settings', 'ModelConfig', 'attend', 'rotary_table', 'rotate', 'Attention',
            'activation_function', 'MLP', 'Layer', 'Cache', 'attention_mask', 'padding_mask', 'GPTNeoX', 'init_std',
-           'special_ids', 'to_hf', 'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'write_json', 'weight_shapes',
-           'WeightIndex', 'weight_files', 'open_weights', 'StoredWeight', 'stored_weights', 'check_weights',
-           'check_room', 'GenerationConfig', 'read_special_ids', 'is_there', 'hub_name', 'find_folder', 'WithoutInit',
-           'read_shown', 'count_parameters', 'rotary_bytes', 'flops_per_token', 'training_bytes', 'summary',
-           'context_start', 'sample']
+           'special_ids', 'to_hf', 'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'check_dtype', 'stored_as',
+           'write_json', 'weight_shapes', 'WeightIndex', 'weight_files', 'open_weights', 'StoredWeight',
+           'stored_weights', 'check_weights', 'rotary_bytes', 'check_room', 'GenerationConfig', 'read_special_ids',
+           'is_there', 'hub_name', 'find_folder', 'WithoutInit', 'read_shown', 'count_parameters', 'flops_per_token',
+           'training_bytes', 'summary', 'context_start', 'sample']
 
 # %% ../nbs/02_model.ipynb #ff159217
 import json, math, os, re
@@ -27,8 +27,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from .base import (NeoxError, hub_error, nearest, new_folder, read_folder, read_json, reason, set_aside,
-                                   validate)
+from .base import (NeoxError, hub_error, nearest, new_folder, read_folder,
+                                   read_json, reason, set_aside, validate)
 
 # %% ../nbs/02_model.ipynb #d2c98053
 def shown(
@@ -139,7 +139,8 @@ def fill_in(self: ModelConfig):
     if self.max_position_embeddings is None: self.max_position_embeddings = self.seq_length
     if self.intermediate_size is None: self.intermediate_size = 4*self.hidden_size
     multiple = max(1, self.make_vocab_size_divisible_by*self.model_parallel_size)
-    if self.padded_vocab_size is None: self.padded_vocab_size = -(-self.vocab_size//multiple)*multiple
+    if self.padded_vocab_size is None:
+        self.padded_vocab_size = -(-self.vocab_size//multiple)*multiple
 
 # %% ../nbs/02_model.ipynb #d7fd0cb5
 @patch(as_prop=True)
@@ -149,18 +150,21 @@ def head_size(self: ModelConfig): return self.hidden_size//self.num_attention_he
 def rotary_size(self: ModelConfig): return int(self.head_size*self.rotary_pct)
 
 # %% ../nbs/02_model.ipynb #7c8b6fce
-LARGEST = 2**31 - 1                                            # of any size: what an index of 32 bits can count
-MOST_LAYERS = 50_000                                           # far beyond any model that was ever trained
-SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size", "intermediate_size",
-         "max_position_embeddings", "make_vocab_size_divisible_by", "model_parallel_size", "padded_vocab_size")
+LARGEST = 2**31 - 1                          # of any size: what an index of 32 bits can count
+MOST_LAYERS = 50_000                         # far beyond any model that was ever trained
+SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size",
+         "intermediate_size", "max_position_embeddings", "make_vocab_size_divisible_by",
+         "model_parallel_size", "padded_vocab_size")
 
 @patch
 def check_shapes(self: ModelConfig):
     "Raises an error for sizes that do not fit together"
     for name in SIZES:
-        size, most = getattr(self, name), MOST_LAYERS if name == "num_layers" else LARGEST
+        size = getattr(self, name)
+        most = MOST_LAYERS if name == "num_layers" else LARGEST
         if size < 1: raise NeoxError(f"{name}: {size} is below 1; give a positive number")
-        if size > most: raise NeoxError(f"{name}: {size} is more than {most:,}; give a smaller number")
+        if size > most:
+            raise NeoxError(f"{name}: {size} is more than {most:,}; give a smaller number")
     for name in ("rotary_emb_base", "layernorm_epsilon", "init_method_std", "embedding_init_std"):
         if getattr(self, name) is not None and not 0 < getattr(self, name) < 2**63:
             raise NeoxError(f"{name}: {getattr(self, name)} is not above 0, or beyond all measure")
@@ -170,12 +174,14 @@ def check_shapes(self: ModelConfig):
     if self.hidden_size % self.num_attention_heads:
         raise NeoxError(f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}")
     if self.rotary_size % 2 or not self.rotary_size:
-        raise NeoxError(f"rotary_pct {self.rotary_pct} of head size {self.head_size} rotates {self.rotary_size} dimensions; "
+        raise NeoxError(f"rotary_pct {self.rotary_pct} of head size {self.head_size} rotates "
+                        f"{self.rotary_size} dimensions; "
                         "it takes an even number, 2 or more")
     if self.max_position_embeddings < self.seq_length:
         raise NeoxError(f"max_position_embeddings {self.max_position_embeddings} is below seq_length {self.seq_length}")
     if self.padded_vocab_size < self.vocab_size:
-        raise NeoxError(f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}")
+        raise NeoxError(f"padded_vocab_size {self.padded_vocab_size} is below vocab_size "
+                        f"{self.vocab_size}")
 
 # %% ../nbs/02_model.ipynb #d0fd2793
 def attend(
@@ -228,7 +234,7 @@ class Attention(nn.Module):
         super().__init__()
         C, bias = config.hidden_size, config.use_bias_in_attn_linear
         self.head_size, self.dropout = config.head_size, config.attention_dropout
-        self.onednn = False                                              # training on a CPU sets it, see `use_onednn`
+        self.onednn = False                      # training on a CPU sets it, see `use_onednn`
         self.query_key_value, self.dense = nn.Linear(C, 3*C, bias=bias), nn.Linear(C, C, bias=bias)
 
     def forward(self,
@@ -301,7 +307,8 @@ class Cache:
         shape = (c.num_layers, 2, batch_size, c.num_attention_heads, length, c.head_size)
         try: self.store, self.n = torch.zeros(shape, dtype=p.dtype, device=p.device), 0
         except RuntimeError:
-            raise NeoxError(f"no memory for a cache of {math.prod(shape)*p.dtype.itemsize/1e9:,.0f} GB ({batch_size:,} rows of "
+            size = math.prod(shape)*p.dtype.itemsize/1e9
+            raise NeoxError(f"no memory for a cache of {size:,.0f} GB ({batch_size:,} rows of "
                             f"{length:,} positions); lower batch_size or max_new_tokens") from None
 
     def past(self,
@@ -336,7 +343,8 @@ def padding_mask(
     "The mask of padding as `attention_mask` takes it"
     if mask is None: return None
     if tuple(mask.shape) != shape:
-        raise NeoxError(f"mask: its shape is {tuple(mask.shape)}, these ids take {shape}: one number for each token, "
+        raise NeoxError(f"mask: its shape is {tuple(mask.shape)}, these ids take {shape}: one "
+                        "number for each token, "
                         "those in the cache included")
     if mask.dtype == torch.bool: return mask.to(device)
     if not ((mask == 0) | (mask == 1)).all():
@@ -437,8 +445,8 @@ def special_ids(
 ) -> dict: # in transformers' words
     "What transformers has to know of a tokenizer"
     if tokenizer is None: return dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    begin = getattr(tokenizer, "bos_id", tokenizer.eot_id)
-    return dict(bos_token_id=begin, eos_token_id=tokenizer.eot_id, pad_token_id=tokenizer.pad_id)
+    return dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eot_id,
+                pad_token_id=tokenizer.pad_id)
 
 def to_hf(
     config: ModelConfig, # ours
@@ -446,19 +454,33 @@ def to_hf(
 ) -> dict: # what config.json holds
     "The same model in transformers' words; rotary settings in the spelling of version 4 and of version 5"
     if not config.use_bias_in_mlp:
-        raise NeoxError("use_bias_in_mlp: false cannot be saved, GPTNeoXForCausalLM's MLP always has biases")
+        raise NeoxError("use_bias_in_mlp: false cannot be saved, GPTNeoXForCausalLM's MLP always "
+                        "has biases")
     act = "gelu_pytorch_tanh" if config.activation == "gelu" and config.bias_gelu_fusion else config.activation
     rope = dict(rope_type="default", rope_theta=float(config.rotary_emb_base), partial_rotary_factor=config.rotary_pct)
     return dict(
-        architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox", vocab_size=config.padded_vocab_size,
-        hidden_size=config.hidden_size, num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_attention_heads, intermediate_size=config.intermediate_size, hidden_act=act,
-        rotary_pct=config.rotary_pct, rotary_emb_base=config.rotary_emb_base, rope_parameters=rope,
-        max_position_embeddings=config.max_position_embeddings, layer_norm_eps=config.layernorm_epsilon,
-        use_parallel_residual=config.gpt_j_residual, tie_word_embeddings=not config.no_weight_tying,
-        attention_bias=config.use_bias_in_attn_linear, hidden_dropout=config.hidden_dropout,
-        attention_dropout=config.attention_dropout, initializer_range=config.init_method_std,
-        **(special or special_ids(None)), torch_dtype="float32", unpadded_vocab_size=config.vocab_size,
+        architectures=["GPTNeoXForCausalLM"],
+        model_type="gpt_neox",
+        vocab_size=config.padded_vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        hidden_act=act,
+        rotary_pct=config.rotary_pct,
+        rotary_emb_base=config.rotary_emb_base,
+        rope_parameters=rope,
+        max_position_embeddings=config.max_position_embeddings,
+        layer_norm_eps=config.layernorm_epsilon,
+        use_parallel_residual=config.gpt_j_residual,
+        tie_word_embeddings=not config.no_weight_tying,
+        attention_bias=config.use_bias_in_attn_linear,
+        hidden_dropout=config.hidden_dropout,
+        attention_dropout=config.attention_dropout,
+        initializer_range=config.init_method_std,
+        **(special or special_ids(None)),
+        torch_dtype="float32",
+        unpadded_vocab_size=config.vocab_size,
         seq_length=config.seq_length)
 
 # %% ../nbs/02_model.ipynb #cfdccbb3
@@ -505,26 +527,38 @@ def from_hf(
     if not isinstance(hf, dict):
         raise NeoxError(f"{where}: holds a {type(hf).__name__}, not a model's settings; {advice}")
     if hf.get("model_type") != "gpt_neox":
-        raise NeoxError(f"{where}: says model_type {hf.get('model_type')!r}; this library opens gpt_neox")
+        raise NeoxError(f"{where}: says model_type {hf.get('model_type')!r}; this library opens "
+                        "gpt_neox")
     read = validate(HFConfig, hf, where, advice)
     rope = read.rope_parameters or read.rope_scaling or HFRotary()
     kind = rope.rope_type or rope.type or "default"
-    if kind != "default": raise NeoxError(f"{where}: asks for rotary scaling {kind!r}, which is not available")
+    if kind != "default":
+        raise NeoxError(f"{where}: asks for rotary scaling {kind!r}, which is not available")
     base = read.rotary_emb_base if rope.rope_theta is None else rope.rope_theta
-    if base != int(base): raise NeoxError(f"{where}: the rotary base {base} is not a whole number, which is not available")
+    if base != int(base):
+        raise NeoxError(f"{where}: the rotary base {base} is not a whole number, which is not "
+                        "available")
     tanh = read.hidden_act in ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
     share = read.rotary_pct if rope.partial_rotary_factor is None else rope.partial_rotary_factor
     try:
         return ModelConfig(
-            num_layers=read.num_hidden_layers, hidden_size=read.hidden_size,
-            num_attention_heads=read.num_attention_heads, seq_length=read.seq_length or read.max_position_embeddings,
-            max_position_embeddings=read.max_position_embeddings, intermediate_size=read.intermediate_size,
+            num_layers=read.num_hidden_layers,
+            hidden_size=read.hidden_size,
+            num_attention_heads=read.num_attention_heads,
+            seq_length=read.seq_length or read.max_position_embeddings,
+            max_position_embeddings=read.max_position_embeddings,
+            intermediate_size=read.intermediate_size,
             vocab_size=min(read.unpadded_vocab_size or read.vocab_size, read.vocab_size),
-            padded_vocab_size=read.vocab_size, rotary_pct=share, rotary_emb_base=int(base),
+            padded_vocab_size=read.vocab_size,
+            rotary_pct=share,
+            rotary_emb_base=int(base),
             activation="gelu" if tanh else {"swish": "silu"}.get(read.hidden_act, read.hidden_act),
-            bias_gelu_fusion=tanh, gpt_j_residual=read.use_parallel_residual,
-            no_weight_tying=not read.tie_word_embeddings, use_bias_in_attn_linear=read.attention_bias,
-            layernorm_epsilon=read.layer_norm_eps, hidden_dropout=read.hidden_dropout,
+            bias_gelu_fusion=tanh,
+            gpt_j_residual=read.use_parallel_residual,
+            no_weight_tying=not read.tie_word_embeddings,
+            use_bias_in_attn_linear=read.attention_bias,
+            layernorm_epsilon=read.layer_norm_eps,
+            hidden_dropout=read.hidden_dropout,
             attention_dropout=read.attention_dropout)
     except NeoxError as e:
         raise NeoxError(f"{where}: {e}") from None
@@ -545,11 +579,12 @@ def known_ids(
     config: ModelConfig, # of a model
     tokenizer, # its tokenizer, None if there is none
 ) -> int: # ids from 0 to this number stand for something, the rest pads the embedding
-    "How many ids a model may write: as many as its tokenizer has, which may have grown since the model was made"
+    "How many ids a model may write: as many as its tokenizer has, which may have grown"
     n = config.vocab_size if tokenizer is None else tokenizer.vocab_size
     if n > config.padded_vocab_size:
-        raise NeoxError(f"the tokenizer has {n:,} tokens, the model's embedding only {config.padded_vocab_size:,} rows; "
-                        "take the tokenizer that the model was trained with, or enlarge the embedding: "
+        raise NeoxError(f"the tokenizer has {n:,} tokens, the model's embedding only "
+                        f"{config.padded_vocab_size:,} rows; "
+                        "take the tokenizer that it was trained with, or enlarge the embedding: "
                         "resize_token_embeddings in transformers")
     return n
 
@@ -561,15 +596,37 @@ def write(self: GPTNeoX,
 ):
     "Writes config.json, generation_config.json, model.safetensors and the tokenizer"
     from safetensors.torch import save_file
+    check_dtype(dtype)
     folder, known = Path(folder), known_ids(self.config, tokenizer)
     special = self.special_ids if tokenizer is None and self.special_ids else special_ids(tokenizer)
     sizes = dict(torch_dtype=str(dtype).removeprefix("torch."), unpadded_vocab_size=known)
     padded = list(range(known, self.config.padded_vocab_size))
     write_json(folder/"config.json", to_hf(self.config, special) | sizes)
-    write_json(folder/"generation_config.json", special | (dict(suppress_tokens=padded) if padded else {}))
-    weights = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in self.state_dict().items()}
+    suppressed = dict(suppress_tokens=padded) if padded else {}
+    write_json(folder/"generation_config.json", special | suppressed)
+    weights = {name: stored_as(name, tensor, dtype) for name, tensor in self.state_dict().items()}
     save_file(weights, folder/"model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None: tokenizer.save(folder)
+
+def check_dtype(
+    dtype, # torch's
+):
+    "Raises an error for numbers that weights cannot be"
+    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise NeoxError(f"dtype: weights cannot be {dtype}; give torch.float32, torch.float16, "
+                        "torch.bfloat16 or torch.float64")
+
+def stored_as(
+    name: str, # of a weight, for the error
+    tensor: torch.Tensor, # it
+    dtype, # of the file
+) -> torch.Tensor: # on the CPU
+    "A weight as it goes into a file; one that the file's type cannot hold is an error"
+    stored = tensor.detach().to("cpu", dtype).contiguous()
+    if not stored.isfinite().all() and tensor.isfinite().all():
+        raise NeoxError(f"{name}: holds {tensor.abs().max().item():.3g}, too large for {dtype}; "
+                        "store the model as torch.float32")
+    return stored
 
 def write_json(
     path: Path, # a file
@@ -579,21 +636,23 @@ def write_json(
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 # %% ../nbs/02_model.ipynb #e7ffa7bb
-OLD_BUFFERS = ("attention.bias", "masked_bias", "rotary_emb.inv_freq")         # which older versions stored
-WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")                                    # safetensors' names
+OLD_BUFFERS = ("attention.bias", "masked_bias", "rotary_emb.inv_freq")    # of older versions
+WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")                               # safetensors' names
 
 def weight_shapes(
     config: ModelConfig, # of a model
 ) -> dict: # name -> shape
     "The weights that a model has, without making it"
     C, I, V = config.hidden_size, config.intermediate_size, config.padded_vocab_size
-    norms = {f"{norm}.{part}": (C,) for norm in ("input_layernorm", "post_attention_layernorm")
+    layer = {f"{norm}.{part}": (C,) for norm in ("input_layernorm", "post_attention_layernorm")
              for part in ("weight", "bias")}
-    matrices = {"attention.query_key_value": (3*C, C), "attention.dense": (C, C), "mlp.dense_h_to_4h": (I, C),
-                "mlp.dense_4h_to_h": (C, I)}
-    layer = norms | {f"{name}.weight": shape for name, shape in matrices.items()}
-    for name, (rows, _) in matrices.items():
-        has_bias = config.use_bias_in_attn_linear if name.startswith("attention") else config.use_bias_in_mlp
+    attention, mlp = config.use_bias_in_attn_linear, config.use_bias_in_mlp
+    matrices = {"attention.query_key_value": (3*C, C, attention),
+                "attention.dense": (C, C, attention),
+                "mlp.dense_h_to_4h": (I, C, mlp),
+                "mlp.dense_4h_to_h": (C, I, mlp)}
+    for name, (rows, columns, has_bias) in matrices.items():
+        layer[f"{name}.weight"] = (rows, columns)
         if has_bias: layer[f"{name}.bias"] = (rows,)
     shapes = {"gpt_neox.embed_in.weight": (V, C)}
     for number in range(config.num_layers):
@@ -618,18 +677,24 @@ def weight_files(
         if single.exists(): return {single: None}
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         if pickles:
-            raise NeoxError(f"{folder}: no model.safetensors in it, only {pickles[0]}, a pickle, which is not opened; "
-                            "open it with transformers' AutoModelForCausalLM and save it again as safetensors")
-        raise NeoxError(f"{folder}: no model.safetensors in it, the checkpoint is half-written or of another kind")
+            raise NeoxError(f"{folder}: no model.safetensors in it, only {pickles[0]}, a pickle, "
+                            "which is not opened; "
+                            "open it with transformers' AutoModelForCausalLM and save it again as "
+                            "safetensors")
+        raise NeoxError(f"{folder}: no model.safetensors in it, the checkpoint is half-written or "
+                        "of another kind")
     files = {}
     for name, file in read_json(index, WeightIndex, "copy the checkpoint again").weight_map.items():
         if not re.fullmatch(r"[\w.-]+\.safetensors", file):
-            raise NeoxError(f"{index}: names {file!r}, not a .safetensors file of its own folder; copy the checkpoint again")
+            raise NeoxError(f"{index}: names {file!r}, not a .safetensors file of its own folder; "
+                            "copy the checkpoint again")
         files.setdefault(folder/file, set()).add(name)
     if single.exists() and single not in files:
-        raise NeoxError(f"{folder}: holds model.safetensors, and an index of other files; remove what is out of date")
+        raise NeoxError(f"{folder}: holds model.safetensors, and an index of other files; remove "
+                        "what is out of date")
     for file in files:
-        if not file.exists(): raise NeoxError(f"{file}: is missing, its index names it; copy the checkpoint again")
+        if not file.exists():
+            raise NeoxError(f"{file}: is missing, its index names it; copy the checkpoint again")
     return files
 
 def open_weights(
@@ -643,7 +708,8 @@ def open_weights(
     except OSError as e:
         raise NeoxError(f"{file}: could not be read ({reason(e)})") from None
     except Exception as e:
-        raise NeoxError(f"{file}: damaged or cut off ({str(e)[:60]}); copy or train it again") from None
+        problem = str(e)[:60]
+        raise NeoxError(f"{file}: damaged or cut off ({problem}); copy or train it again") from None
 
 @dataclass
 class StoredWeight:
@@ -668,7 +734,8 @@ def stored_weights(
             for name in sorted(names):
                 if name.endswith(OLD_BUFFERS): continue
                 ours = re.sub(r"^lm_head\.", "embed_out.", name)
-                if ours in found: raise NeoxError(f"{file}: {name} is stored twice; copy the checkpoint again")
+                if ours in found:
+                    raise NeoxError(f"{file}: {name} is stored twice; copy the checkpoint again")
                 part = handle.get_slice(name)
                 found[ours] = StoredWeight(file, name, part.get_dtype(), tuple(part.get_shape()))
     return found
@@ -686,22 +753,33 @@ def check_weights(
     no = f"{folder}: weights do not fit config.json: "
     for prefix, what in WRAPPED.items():
         if any(name.startswith(prefix) for name in stored):
-            raise NeoxError(f"{folder}: the weights' names begin with {prefix}, they are those of {what}")
+            raise NeoxError(f"{folder}: the weights' names begin with {prefix}, they are those of "
+                            f"{what}")
     numbers = [re.match(r"gpt_neox\.layers\.(\d+)\.", name) for name in stored]
     n_layers = len({found[1] for found in numbers if found})
     if n_layers != config.num_layers:
         raise NeoxError(f"{no}it says {config.num_layers:,} layers, the files hold {n_layers:,}")
-    expected, may_be = weight_shapes(config), {"embed_out.weight": (config.padded_vocab_size, config.hidden_size)}
+    expected = weight_shapes(config)
+    may_be = {"embed_out.weight": expected["gpt_neox.embed_in.weight"]}    # the same matrix again
     for name in expected:
-        if name not in stored:
-            tied = "; or its output matrix is the embedding's, and tie_word_embeddings should be true"
-            raise NeoxError(f"{no}{name} is missing{tied*(name in may_be)}")
+        if name in stored: continue
+        if name not in may_be: raise NeoxError(f"{no}{name} is missing")
+        raise NeoxError(f"{no}{name} is missing; or the embedding is also the output matrix, and "
+                        "tie_word_embeddings should be true")
     for name, weight in stored.items():
         shape = expected.get(name) or may_be.get(name)
         if shape is None: raise NeoxError(f"{no}{name} is no weight of such a model")
-        if weight.shape != shape: raise NeoxError(f"{no}{name} is {weight.shape}, it should be {shape}")
+        if weight.shape != shape:
+            raise NeoxError(f"{no}{name} is {weight.shape}, it should be {shape}")
         if weight.kind not in WEIGHT_TYPES:
-            raise NeoxError(f"{folder}: {name} holds numbers of type {weight.kind}; weights are {', '.join(WEIGHT_TYPES)}")
+            raise NeoxError(f"{folder}: {name} holds numbers of type {weight.kind}; weights are "
+                            f"{', '.join(WEIGHT_TYPES)}")
+
+def rotary_bytes(
+    config: ModelConfig, # sizes
+) -> int: # bytes of the tables of cosine and sine
+    "What long contexts cost before the first token"
+    return 8*config.max_position_embeddings*config.rotary_size
 
 def check_room(
     config: ModelConfig, # of a model that is going to be made
@@ -711,12 +789,14 @@ def check_room(
 ):
     "Raises an error if a model is larger than the memory"
     import psutil
-    need = sum(count_parameters(config).values())*dtype.itemsize + rotary_bytes(config)
+    need = sum(map(math.prod, weight_shapes(config).values()))*dtype.itemsize + rotary_bytes(config)
     on_gpu = torch.device(device).type == "cuda"
     there = torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total
     if need > there:
-        raise NeoxError(f"{folder}: config.json asks for {need/1e9:,.0f} GB of memory (weights, and tables of "
-                        f"{config.max_position_embeddings:,} positions), there are {there/1e9:,.0f} GB")
+        raise NeoxError(f"{folder}: config.json asks for {need/1e9:,.0f} GB of memory (weights, "
+                        "and tables of "
+                        f"{config.max_position_embeddings:,} positions), there are "
+                        f"{there/1e9:,.0f} GB")
 
 # %% ../nbs/02_model.ipynb #6b1de0a4
 @patch
@@ -724,7 +804,7 @@ def fill(self: GPTNeoX,
     stored: dict, # where the weights lie, as of `stored_weights`
     folder: Path, # for errors
 ):
-    "Copies stored weights into the model; an error names one that is not a number, or a second matrix of a tied model"
+    "Copies stored weights into the model; an error names one that is not a number"
     weights, second = dict(self.named_parameters()), None
     for file in dict.fromkeys(weight.file for weight in stored.values()):
         with open_weights(file) as handle:
@@ -732,14 +812,17 @@ def fill(self: GPTNeoX,
                 if weight.file != file: continue
                 tensor = handle.get_tensor(weight.name)
                 if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
-                    raise NeoxError(f"{folder}: {name} holds values that are not numbers (NaN or infinite), its weights "
+                    raise NeoxError(f"{folder}: {name} holds values that are not numbers (NaN or "
+                                    "infinite), its weights "
                                     "are damaged; take an earlier checkpoint or train it again")
                 if name in weights: weights[name].data.copy_(tensor)
                 else: second = tensor
     first = self.gpt_neox.embed_in.weight
     if second is not None and not torch.equal(second.to(first.dtype), first.data.cpu()):
-        raise NeoxError(f"{folder}: config.json says that the embedding is also the output matrix (tie_word_embeddings), "
-                        "but embed_out.weight is another one; set it to false, or remove one of the two")
+        raise NeoxError(f"{folder}: config.json says that the embedding is also the output matrix "
+                        "(tie_word_embeddings), "
+                        "but embed_out.weight is another one; set it to false, or remove one of "
+                        "the two")
 
 @dataclass
 class GenerationConfig:
@@ -753,9 +836,12 @@ def read_special_ids(
 ) -> dict: # as of `special_ids`; an end of text may be a list of them
     "The special ids that a folder names, in generation_config.json or, in older ones, config.json"
     names = [name for name in ("generation_config.json", "config.json") if (folder/name).exists()]
-    found = [read_json(folder/name, GenerationConfig, "copy the checkpoint again") for name in names]
-    keys = [f.name for f in fields(GenerationConfig)]
-    return {key: next((getattr(c, key) for c in found if getattr(c, key) is not None), None) for key in keys}
+    special = dict.fromkeys([field.name for field in fields(GenerationConfig)])
+    for name in names:
+        read = read_json(folder/name, GenerationConfig, "copy the checkpoint again")
+        for key, value in special.items():
+            if value is None: special[key] = getattr(read, key)
+    return special
 
 # %% ../nbs/02_model.ipynb #45a7966c
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -765,26 +851,30 @@ def is_there(
 ) -> bool:
     "Whether there is such a folder"
     folder = Path(folder)
-    return any(place.is_dir() for place in (folder, set_aside(folder) if folder.name else folder, folder))
+    places = [folder, set_aside(folder), folder] if folder.name else [folder]
+    return any(place.is_dir() for place in places)
 
 def hub_name(
     name: str, # as a person gave it
 ) -> str: # OWNER/NAME, None where a folder is meant
-    "The model on the hub that is meant: written hf:OWNER/NAME, or so alike that no folder can be meant"
+    "The model on the hub that is meant: hf:OWNER/NAME, or OWNER/NAME where no such folder can be"
     name, asked = str(name).removeprefix("hf:"), str(name).startswith("hf:")
     fits = HUB_NAME.fullmatch(name) and ".." not in name
-    if asked and not fits: raise NeoxError(f"hf:{name}: not a name on the hub; write hf:OWNER/NAME, such as hf:EleutherAI/pythia-70m")
+    if asked and not fits:
+        raise NeoxError(f"hf:{name}: not a name on the hub; write hf:OWNER/NAME, such as "
+                        "hf:EleutherAI/pythia-70m")
     first = name.split("/")[0]
     return name if asked or fits and first != "runs" and not Path(first).exists() else None
 
 def find_folder(
-    name: str, # a folder, or a name on the hub such as EleutherAI/pythia-70m or hf:EleutherAI/pythia-70m
+    name: str, # a folder, or a name on the hub such as hf:EleutherAI/pythia-70m
 ) -> Path: # a local folder
     "A model folder: local, or fetched from the hub"
     if not str(name).startswith("hf:") and is_there(name): return Path(name)
     on_hub = hub_name(name)
     if on_hub is None:
-        raise NeoxError(f"{name}: no such folder here (the hub was not asked); give a checkpoint such as "
+        raise NeoxError(f"{name}: no such folder here (the hub was not asked); give a checkpoint "
+                        "such as "
                         "runs/quickstart/best, or hf:OWNER/NAME for one on the hub")
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(on_hub, allow_patterns=["*.json", "*.safetensors"]))
@@ -794,7 +884,8 @@ def find_folder(
 class WithoutInit(TorchFunctionMode):
     "Leaves the weights of fresh modules unset, since others take their place at once"
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", "") == "torch.nn.init": return args[0] if args else kwargs["tensor"]
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 @patch(cls_method=True)
@@ -804,9 +895,12 @@ def read(cls: GPTNeoX,
     device="cpu", # where to put them
 ) -> GPTNeoX: # in evaluation mode
     "The model of a folder, once its files fit together"
+    check_dtype(dtype)
     if not (folder/"config.json").exists():
-        raise NeoxError(f"{folder}: no config.json in it, the checkpoint is half-written or not a model folder")
-    config = from_hf(read_json(folder/"config.json", advice="copy or train the checkpoint again"), folder/"config.json")
+        raise NeoxError(f"{folder}: no config.json in it, the checkpoint is half-written or not a "
+                        "model folder")
+    hf = read_json(folder/"config.json", advice="copy or train the checkpoint again")
+    config = from_hf(hf, folder/"config.json")
     stored, special = stored_weights(folder), read_special_ids(folder)
     check_weights(config, stored, folder)
     check_room(config, dtype, device, folder)
@@ -823,7 +917,8 @@ def read_shown(
     def named(folder):
         try: return read(folder)
         except NeoxError as e: raise NeoxError(str(e).replace(str(folder), str(path))) from None
-    if not Path(path).resolve().name: raise NeoxError(f"{path}: the root of all folders, which is no model folder")
+    if not Path(path).resolve().name:
+        raise NeoxError(f"{path}: the root of all folders, which is no model folder")
     return read_folder(path, named)
 
 @patch(cls_method=True)
@@ -846,12 +941,6 @@ def count_parameters(
     matrix = config.padded_vocab_size*C
     return dict(embedding=matrix, attention=L*attention, mlp=L*mlp, norms=(2*L + 1)*2*C,
                 head=matrix*config.no_weight_tying)
-
-def rotary_bytes(
-    config: ModelConfig, # sizes
-) -> int: # bytes of the tables of cosine and sine
-    "What long contexts cost before the first token"
-    return 8*config.max_position_embeddings*config.rotary_size
 
 # %% ../nbs/02_model.ipynb #e1c3978a
 def flops_per_token(

@@ -345,6 +345,22 @@ def test_other_precisions(dtype, folder):
     assert all(torch.equal(v, stored[k].to(dtype)) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, None, "float32"], ids=str)
+def test_types_that_weights_cannot_be(dtype, folder):
+    before = tree(folder)
+    for act in (lambda: make(seed=1).save_pretrained(folder, dtype=dtype, replace=True), lambda: GPTNeoX.from_pretrained(folder, dtype=dtype)):
+        with pytest.raises(NeoxError, match="dtype"): act()
+    assert tree(folder) == before
+
+
+def test_weights_too_large_for_their_file():
+    model = make()
+    model.embed_out.weight.data[3, 3] = 7e4
+    with pytest.raises(NeoxError, match="embed_out.weight.*7e.04.*float16") as error: model.save_pretrained("m", dtype=torch.float16)
+    assert one_line(error) and not Path("m").exists()
+    model.save_pretrained("m", dtype=torch.bfloat16)
+
+
 def test_count_parameters_is_arithmetic():
     start = time.perf_counter()
     deep = ModelConfig(**{**SIZES, "num_layers": 20_000})
@@ -460,7 +476,9 @@ def test_a_token_added_in_transformers_can_be_written(resized):
     model, tokenizer = open_checkpoint("grown")
     assert (new, tokenizer.vocab_size) == (6, 7) and generate(model, tokenizer, "a", max_new_tokens=3, temperature=0) == "<new>"*3
     assert generate(model, tokenizer, ["a", "b"], max_new_tokens=3, temperature=0) == ["<new>"*3]*2
-    model.save_pretrained("again", tokenizer)                                   # and transformers writes it too
+    hf.generation_config.suppress_tokens = None                                 # transformers writes it once the list of padded ids is gone,
+    assert hf.eval().generate(torch.tensor([[3]]), do_sample=False, max_new_tokens=3, attention_mask=torch.ones(1, 1))[0, 1:].tolist() == [6]*3
+    model.save_pretrained("again", tokenizer)                                   # which saving it here does
     theirs = AutoModelForCausalLM.from_pretrained("again").eval()
     assert theirs.generate(torch.tensor([[3]]), do_sample=False, max_new_tokens=3, attention_mask=torch.ones(1, 1))[0, 1:].tolist() == [6]*3
     assert 6 not in (theirs.generation_config.suppress_tokens or [])

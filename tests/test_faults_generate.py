@@ -312,6 +312,7 @@ def test_runs_of_a_sweep_are_seen(small, capsys):
     assert find_checkpoint() == Path("runs/play-tune/lr_2/best")
     err = capsys.readouterr().err
     assert "1.4000" in err and str(Path("runs/older")) in err
+    assert find_checkpoint("runs/play-tune") == Path("runs/play-tune/lr_2/best") and "lr_2" in capsys.readouterr().err
     run_of("newer", small, 500, (10, 3.0))
     assert find_checkpoint() == Path("runs/newer/best")
     assert str(Path("runs/play-tune/lr_2")) in capsys.readouterr().err

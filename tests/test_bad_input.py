@@ -198,7 +198,7 @@ SETTINGS = """
     optimizer.params.lr=-1      optimizer.params.lr -1              | optimizer.params.lr=fast    optimizer.params.lr 'fast'
     optimizer.params.beta=1     optimizer.params nearest betas      | split=a,b                   split 'a,b'
     split=100,0                 split validation                    | split=5                     split='5' shares
-    vocab_file=5                5: tokenizer                          | vocab_file=nowhere.json     nowhere.json tokenizer
+    vocab_file=5                5 tokenizer                           | vocab_file=nowhere.json     nowhere.json tokenizer
     data_path=                  data_path                           | train_data_paths=[sample]   valid_data_paths
     tokenizer_type=HFTokeniser  nearest HFTokenizer                 | load=elsewhere              load elsewhere
     compile=maybe               compile maybe                       | save.x=3                    save dict str
@@ -237,7 +237,16 @@ def test_setting_out_of_range(case, capsys):
     untouched(train, [*FEW, word, "--checkpoint_dir", "run"], capsys, *parts)
 
 
-def test_compile_off(capsys): train([*FEW, "compile=off"])
+def test_compile_off(monkeypatch):
+    "Not even where it would pay; the word stays a word"
+    import shakespeare_neox.train as train_module
+    tried = []
+    monkeypatch.setattr(train_module, "compile_model", lambda *args: bool(tried.append(args)))
+    monkeypatch.setitem(run_module.LONG_RUN, "cpu", 0)
+    train([*FEW, "compile=off", "--checkpoint_dir", "off"])
+    assert not tried and "compile: 'off'" in Path("off/config.yml").read_text()
+    train([*FEW, "compile=auto", "--checkpoint_dir", "auto"])
+    assert len(tried) == 1
 
 
 def test_known_values_are_named(capsys): untouched(train, [*FEW, "activation=xyz"], capsys, "gelu", "relu", "silu")

@@ -10,7 +10,7 @@ __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATTERNS', 'FIRST', 'MOST_BY
            'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'in_one_line', 'recipe_text',
            'read_recipe', 'find_recipe', 'is_there', 'parse_override', 'text_value', 'yaml_value', 'Settings',
            'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts',
-           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe',
+           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe', 'check_size',
            'ignored_in_blocks', 'key_rows', 'recipe_keys', 'learning_rate', 'window_length']
 
 # %% ../nbs/03_recipe.ipynb #0bd27c0f
@@ -540,7 +540,11 @@ def find_recipe(
     path, known = Path(name), {p.stem: p for p in assets("configs").glob("*.yml")}
     if path.suffix not in (".yml", ".yaml"):
         if name not in known:
-            hint = f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}" if is_there(path) else nearest(name[:80], known)
+            hint = nearest(name[:80], known)
+            if is_there(path):
+                hint = f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
+            elif "=" in name:
+                hint = "; in Python, settings are given by their names: train(\"quickstart\", train_iters=300)"
             raise NeoxError(f"{in_one_line(name)}: no recipe of this name{hint}")
         return known[name]
     if path.name == name and path.stem in known and not is_there(path):
@@ -726,7 +730,8 @@ def names_of_texts(
     settings: dict, # of a run, or of one layer
 ) -> list: # names of corpora and paths, empty if there is none
     "The texts that settings train on"
-    return settings.get("train_data_paths") or [name for name in [settings.get("data_path")] if name]
+    names = settings.get("train_data_paths") or settings.get("data_path") or []
+    return names if isinstance(names, list) else [names]
 
 def leave_tokenizer(
     settings: dict, # merged; changed in place
@@ -754,8 +759,7 @@ def fit_to_text(
 ) -> dict: # the same, with what was not given
     "Settings that fit the size of the text"
     def files(name): return next(([p] for p in (Path(name), Path(name)/"train.bin") if p.is_file()), None) or [path for path, _ in load_corpus(name).files]
-    names = settings.get("train_data_paths") or [settings["data_path"]]*bool(settings.get("data_path"))
-    n_bytes = sum(path.stat().st_size for name in names for path in files(name))
+    n_bytes = sum(path.stat().st_size for name in names_of_texts(settings) for path in files(str(name)))
     values = next(values for most, values in FITTING.items() if n_bytes <= most)
     fitting = dict(zip(FITTED, values))
     fitting |= dict(max_position_embeddings=settings.get("seq_length", fitting["seq_length"]), eval_interval=fitting["train_iters"]//10, checkpoint_factor=fitting["train_iters"]//2)
@@ -820,12 +824,29 @@ def make_recipe(
                         "here, give tokenizer_type: HFTokenizer")
     model, train = ({key: value for key, value in settings.items() if kinds[key] == part} for part in ("model", "train"))
     recipe = Recipe(name, settings, copy.deepcopy(model), TrainConfig(**copy.deepcopy(train)))
+    if len(repr(settings)) > MOST_BYTES//4:                 # they must be read again from the run's config.yml
+        check_size(settings)
     if ignored := sorted([key for key, kind in kinds.items() if kind == "ignored"] + ignored_in_blocks(recipe.train)):
         say(f"ignored, since they change nothing here: {', '.join(ignored)}")
     config = recipe.model_config(vocab_size=1)              # shapes are checked before anything is prepared
     if wrong := [length for length in recipe.train.stages[0] if config.seq_length % length]:
         raise NeoxError(f"curriculum_learning: windows of seq_length {config.seq_length} cannot be cut into pieces of {wrong[0]}; give divisors of it")
     return recipe
+
+def check_size(
+    settings: dict, # merged
+):
+    "Raises an error for settings that take more room than a recipe may"
+    longest = max(settings, key=lambda key: len(repr(settings[key])))
+    try:
+        written = write_yaml(settings)
+        read_yaml(written, "settings")
+        fits = len(written.encode("utf-8")) <= MOST_BYTES
+    except NeoxError:
+        fits = False
+    if not fits:
+        raise NeoxError(f"{longest}: too long for a recipe, which holds {MOST_BYTES:,} bytes and {MOST_VALUES:,} values at most; "
+                        "give a folder in place of many files")
 
 def ignored_in_blocks(
     train: TrainConfig, # checked

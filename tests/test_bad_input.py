@@ -4,13 +4,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import TINY, refuses, tree
+import torch
+from conftest import TINY, refuses, succeeds, tree
 
 import shakespeare_neox.data as data_module
 import shakespeare_neox.run as run_module
-from shakespeare_neox.base import NeoxError
+from shakespeare_neox.base import NeoxError, set_aside
 from shakespeare_neox.data import neox_prepare_main as prepare
 from shakespeare_neox.generate import neox_generate_main as generate
+from shakespeare_neox.recipe import load_config
 from shakespeare_neox.tokenizer import neox_tokenizer_main as tokenizer
 from shakespeare_neox.train import neox_train_main as train, saved_steps
 
@@ -237,16 +239,16 @@ def test_setting_out_of_range(case, capsys):
     untouched(train, [*FEW, word, "--checkpoint_dir", "run"], capsys, *parts)
 
 
-def test_compile_off(monkeypatch):
-    "Not even where it would pay; the word stays a word"
-    import shakespeare_neox.train as train_module
+@pytest.mark.parametrize("word, compiles", [("compile=off", False), ("compile='off'", False), ("compile=auto", True), ("compile=on", True)])
+def test_compile_off(word, compiles, monkeypatch, capsys):
+    "The word is text, not a truth value; where compiling would pay, off alone keeps a run from it"
     tried = []
-    monkeypatch.setattr(train_module, "compile_model", lambda *args: bool(tried.append(args)))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: tried.append(self))
     monkeypatch.setitem(run_module.LONG_RUN, "cpu", 0)
-    train([*FEW, "compile=off", "--checkpoint_dir", "off"])
-    assert not tried and "compile: 'off'" in Path("off/config.yml").read_text()
-    train([*FEW, "compile=auto", "--checkpoint_dir", "auto"])
-    assert len(tried) == 1
+    train([*FEW, word, "--checkpoint_dir", "run"])
+    start = json.loads(Path("run/log.jsonl").read_text().splitlines()[0])
+    assert (len(tried), start["compiled"]) == ((1, True) if compiles else (0, False))
+    assert load_config("run/config.yml").train.compile == word.split("=")[1].strip("'")
 
 
 def test_known_values_are_named(capsys): untouched(train, [*FEW, "activation=xyz"], capsys, "gelu", "relu", "silu")
@@ -377,8 +379,14 @@ def test_missing_checkpoint(name, parts, capsys):
 
 
 def test_checkpoint_killed_between_its_renames(trained, capsys):
-    shutil.copytree(trained, "run"); os.rename("run/best", "run/.best.old"); shutil.rmtree("run/last")
-    generate(["--checkpoint_path", "run", "--max_new_tokens", "2"])
+    "The former model lies aside: it speaks as before, and who reads changes nothing"
+    shutil.copytree(trained, "run"); shutil.rmtree("run/last")
+    words = ["--checkpoint_path", "run", "--max_new_tokens", "12", "--seed", "3"]
+    expected = succeeds(generate, words, capsys).out
+    os.rename("run/best", set_aside(Path("run/best")))
+    before = tree("run")
+    assert succeeds(generate, words, capsys).out == expected != ""
+    assert tree("run") == before
 
 
 # the folder of a run

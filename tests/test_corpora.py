@@ -199,17 +199,20 @@ def test_workers_give_the_same_file():
 
 
 def test_killed_while_preparing():
-    "SIGKILL at any instant leaves the former folder, or the new one, never a half one"
+    "SIGKILL at any instant of the writing leaves the former folder, never a half one, and nothing in the way of the next"
     Path("a.txt").write_text(load_corpus("sample").text*60)
     assert launch("sample", "--out", "out").wait() == 0
-    former = tree("out"); killed = 0
-    for wait in (0.2, 0.3, 0.5, 0.7, 0.9):
-        p = launch("a.txt", "--out", "out"); time.sleep(wait)
-        if p.poll() is None: killed += 1
-        p.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM); p.wait()
-        assert tree("out") == former or TokenFile("out/train.bin").n_tokens > 5_000_000
-        if tree("out") != former: break
-    assert killed
+    former = tree("out")
+    for share in (0.0, 0.2, 0.5, 0.8):                                       # of the ids that are written
+        process = launch("a.txt", "--out", "out", "--replace")
+        def written(): return max((p.stat().st_size for p in Path(".").glob(f".out.{process.pid}-*/train.bin")), default=-1)
+        start = time.monotonic()
+        while written() <= share*2*7_500_000 and process.poll() is None: assert time.monotonic() - start < 120
+        process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+        assert process.wait() not in (0, 2), "the kill came too late: " + process.stderr.read()
+        assert tree("out") == former
+    assert launch("a.txt", "--out", "out", "--replace").wait() == 0
+    assert TokenFile("out/train.bin").n_tokens > 5_000_000
 
 
 @pytest.mark.slow

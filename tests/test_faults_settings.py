@@ -340,6 +340,17 @@ def test_another_text_on_the_command_line(words, capsys):
     assert tokenizer.decode(tokenizer.encode("(Ça brûle) — niño")) == "(Ça brûle) — niño"
 
 
+def test_a_prepared_folder_brings_its_tokenizer():
+    "Where the recipe's own would be another one, and refused"
+    from shakespeare_neox.data import neox_prepare_main as prepare
+    from shakespeare_neox.tokenizer import load_tokenizer, neox_tokenizer_main as tokenizer
+    put("mine.txt", "(Ça brûle) 1603 — niño\n"*80)
+    tokenizer(["mine.txt", "--out", "table"])
+    prepare(["mine.txt", "--tokenizer_path", "table", "--out", "tokens"])
+    train([*FEW, "--data_path", "tokens", "--checkpoint_dir", "run"])
+    assert load_tokenizer(Path("run/best")).fingerprint == load_tokenizer(Path("table")).fingerprint
+
+
 # settings given in Python
 
 class Colour(str, Enum):

@@ -44,7 +44,7 @@ def plain_value(
     value, # given in Python or read from a file
     name: str, # of the setting, for the error
 ):
-    "A setting as a recipe's file holds it: paths become text, NumPy's and torch's numbers Python's"
+    "A setting as a recipe's file holds it: paths become text, NumPy's and torch's numbers Python's, keys get underscores"
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if hasattr(value, "tolist"):
@@ -52,7 +52,10 @@ def plain_value(
     if isinstance(value, dict):
         if strange := [key for key in value if not isinstance(key, str)]:
             raise NeoxError(f"{name}: the key {shown(strange[0])} is not text; give keys such as lr")
-        return {str(key): plain_value(inner, f"{name}.{key}") for key, inner in value.items()}
+        plain = {key.replace("-", "_"): plain_value(inner, f"{name}.{key}") for key, inner in value.items()}
+        if len(plain) < len(value):
+            raise NeoxError(f"{name}: a key is given with - and with _; keep one of them")
+        return plain
     if isinstance(value, (list, tuple)):
         return [plain_value(inner, name) for inner in value]
     if value is None or isinstance(value, bool):
@@ -92,6 +95,8 @@ def check_settings(
         elif type(value) is not kind:
             zeros = kind in (int, float) and re.fullmatch("([-+]?)0+([1-9][0-9]*)", str(value))
             advice = f", and no zeros before it: write {''.join(zeros.groups())}" if zeros else ""
+            if kind is list and isinstance(value, str) and len(value) < 80:
+                advice = f", such as [{value}]"
             raise NeoxError(f"{name}: {shown(value)} is a {type(value).__name__}; "
                             f"this setting takes {kind.__name__}{advice}")
         elif value == "":

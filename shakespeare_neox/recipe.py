@@ -10,7 +10,7 @@ __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATTERNS', 'FIRST', 'MOST_BY
            'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'in_one_line', 'recipe_text',
            'read_recipe', 'find_recipe', 'is_there', 'parse_override', 'text_value', 'yaml_value', 'Settings',
            'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts',
-           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe',
+           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe', 'check_size',
            'ignored_in_blocks', 'key_rows', 'recipe_keys', 'learning_rate', 'window_length']
 
 # %% ../nbs/03_recipe.ipynb #0bd27c0f
@@ -120,8 +120,8 @@ BLOCKS = {"fp16": HalfPrecision, "bf16": BrainPrecision, "optimizer": OptimizerB
 
 # %% ../nbs/03_recipe.ipynb #b10c0001
 @lru_cache(maxsize=None)
-def gpt_neox_keys() -> dict: # "refused" and "ignored": key -> default, meaning and, if refused, harmless values
-    "gpt-neox's keys that nothing here acts upon; those of a block have its name and a dot before them"
+def gpt_neox_keys() -> dict: # "refused" and "ignored": key -> default, meaning, harmless values
+    "gpt-neox's keys that nothing here acts upon; those of a block begin with its name and a dot"
     return json.loads((assets("configs")/"gpt_neox_keys.json").read_text(encoding="utf-8"))
 
 def sort_other_key(
@@ -133,12 +133,16 @@ def sort_other_key(
     neox = gpt_neox_keys()
     if key in neox["refused"]:
         meaning, harmless = neox["refused"][key]["meaning"], neox["refused"][key]["harmless"]
-        plain = key == "attention_config" and isinstance(value, list) and attention_kinds(value) <= set(harmless)
-        if not plain and not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in harmless):
-            raise NeoxError(f"{key} ({meaning}): {shown(value)} cannot apply here; remove it, or train with gpt-neox itself")
+        is_harmless = any(value == one and type(value) in (type(one), int, float) for one in harmless)
+        if key == "attention_config" and isinstance(value, list):
+            is_harmless = attention_kinds(value) <= set(harmless)
+        if not is_harmless:
+            raise NeoxError(f"{key} ({meaning}): {shown(value)} cannot apply here; remove "
+                            "it, or train with gpt-neox itself")
     elif key not in neox["ignored"]:
         name = key if key.isprintable() and len(key) <= 80 else shown(key)
-        advice = nearest(key[:80], known) or "; the page Recipe keys of the documentation lists them all"
+        all_of_them = "; the page Recipe keys of the documentation lists them all"
+        advice = nearest(key[:80], known) or all_of_them
         raise NeoxError(f"{name}: unknown key{advice}")
 
 # %% ../nbs/03_recipe.ipynb #aec5066d
@@ -154,9 +158,11 @@ def check(self: TrainConfig):
     self.check_optimizer()
     self.check_curriculum()
     if self.min_lr > self.rates["lr"]:
-        raise NeoxError(f"min_lr: {self.min_lr} is above optimizer.params.lr {self.rates['lr']}; give a lower one")
+        raise NeoxError(f"min_lr: {self.min_lr} is above optimizer.params.lr "
+                        f"{self.rates['lr']}; give a lower one")
     if self.load and self.save and self.load != self.save:
-        raise NeoxError(f"load ({self.load}) and save ({self.save}) name different folders; a run has one")
+        raise NeoxError(f"load ({self.load}) and save ({self.save}) name different "
+                        "folders; a run has one")
     if self.wants("fp16") and self.wants("bf16") and not self.precision:
         raise NeoxError("fp16 and bf16 are both enabled; choose one")
 
@@ -166,7 +172,8 @@ def check_length(self: TrainConfig):
     if self.train_iters is None and self.train_epochs is None:
         raise NeoxError("train_iters is not given; add it to the recipe, or train_epochs")
     if self.train_iters is not None and self.train_epochs is not None:
-        raise NeoxError("train_iters and train_epochs are both given; keep one, and clear the other: "
+        raise NeoxError("train_iters and train_epochs are both given; keep one, and clear "
+                        "the other: "
                         "train_iters=None in Python, train_iters= on the command line")
     if self.train_micro_batch_size_per_gpu is None:
         raise NeoxError("train_micro_batch_size_per_gpu is not given; add it to the recipe, "
@@ -182,21 +189,27 @@ def check_ranges(self: TrainConfig):
         value = getattr(self, name)
         if value is not None and value < 1:
             needed = name in ("train_micro_batch_size_per_gpu", "eval_interval", "log_interval")
-            raise NeoxError(f"{name}: {value} is below 1; give a positive number{'' if needed else ', or leave it out'}")
+            raise NeoxError(f"{name}: {value} is below 1; give a positive "
+                            f"number{'' if needed else ', or leave it out'}")
         if value is not None and value >= 2**31:
             raise NeoxError(f"{name}: {value} is too many; give fewer than 2**31")
     for name in ("weight_decay", "gradient_clipping", "min_lr", "seed"):
         if not 0 <= getattr(self, name) < 2**31:
-            raise NeoxError(f"{name}: {getattr(self, name)} is out of range; give 0 or more, below 2**31")
+            raise NeoxError(f"{name}: {getattr(self, name)} is out of range; give 0 or "
+                            "more, below 2**31")
     if not 0 <= self.sample_tokens <= MOST_SAMPLED:
-        raise NeoxError(f"sample_tokens: {self.sample_tokens} is out of range; give 0 to {MOST_SAMPLED:,}")
+        raise NeoxError(f"sample_tokens: {self.sample_tokens} is out of range; give 0 to "
+                        f"{MOST_SAMPLED:,}")
     for name in ("warmup", "stable"):
         if not 0 <= getattr(self, name) <= 1:
-            raise NeoxError(f"{name}: {getattr(self, name)} is a share of the steps; give a number from 0 to 1")
+            raise NeoxError(f"{name}: {getattr(self, name)} is a share of the steps; give "
+                            "a number from 0 to 1")
     if self.warmup + self.stable > 1:
-        raise NeoxError(f"warmup {self.warmup} and stable {self.stable} are more than the whole run; lower one of them")
+        raise NeoxError(f"warmup {self.warmup} and stable {self.stable} are more than the "
+                        "whole run; lower one of them")
     if self.average_steps and self.train_iters and self.average_steps > self.train_iters:
-        raise NeoxError(f"average_steps: {self.average_steps} are more than train_iters {self.train_iters}; give fewer")
+        raise NeoxError(f"average_steps: {self.average_steps} are more than train_iters "
+                        f"{self.train_iters}; give fewer")
 
 @patch
 def check_lists(self: TrainConfig):
@@ -206,7 +219,8 @@ def check_lists(self: TrainConfig):
         raise NeoxError(f"extra_save_iters: {shown(steps)}; give steps, such as [100, 200]")
     for name in TEXT_LISTS:
         if wrong := [path for path in getattr(self, name) or [] if not isinstance(path, str) or not path]:
-            raise NeoxError(f"{name}: {shown(wrong[0])} is not a text's name; give such as [one.txt, two.txt]")
+            raise NeoxError(f"{name}: {shown(wrong[0])} is not a text's name; give such as "
+                            "[one.txt, two.txt]")
 
 # %% ../nbs/03_recipe.ipynb #b10c0002
 @patch
@@ -232,7 +246,8 @@ def check_blocks(self: TrainConfig):
         for key, value in given.items():
             if key not in known:
                 sort_block_key(name, key, value)
-        check_settings(shape(**{key: value for key, value in given.items() if key in known}), f"{name}.")
+        ours = {key: value for key, value in given.items() if key in known}
+        check_settings(shape(**ours), f"{name}.")
 
 def sort_block_key(
     name: str, # of the block
@@ -243,8 +258,9 @@ def sort_block_key(
     if name == "optimizer" and key in OPTIMIZERS["muon"]:
         raise NeoxError(f"optimizer.{key}: stands in the wrong place; give optimizer.params.{key}")
     known = [f"{name}.{f.name}" for f in fields(BLOCKS[name])]
-    listed = {k for kind in gpt_neox_keys().values() if isinstance(kind, dict) for k in kind if k.startswith(f"{name}.")}
-    sort_other_key(f"{name}.{key}", value, [*known, *sorted(listed)])
+    listed = [*gpt_neox_keys()["refused"], *gpt_neox_keys()["ignored"]]
+    known += [other for other in listed if other.startswith(f"{name}.")]
+    sort_other_key(f"{name}.{key}", value, known)
 
 # %% ../nbs/03_recipe.ipynb #aa3e3a18
 def is_number(
@@ -259,27 +275,34 @@ def check_optimizer(self: TrainConfig):
     "Raises an error for an optimizer that is not there, or whose numbers are out of range"
     kind, params = self.optimizer_type, self.block("optimizer.params")
     if kind not in OPTIMIZERS:
-        raise NeoxError(f"optimizer.type: {shown(kind)} is not available{nearest(kind[:80], OPTIMIZERS)}")
+        raise NeoxError(f"optimizer.type: {shown(kind)} is not "
+                        f"available{nearest(kind[:80], OPTIMIZERS)}")
     known = OPTIMIZERS[kind]
     for key in params:
         if key in known:
             continue
-        advice = f"; give {key} by itself, outside of optimizer" if key in TrainConfig.__dataclass_fields__ else nearest(key[:80], known)
+        advice = nearest(key[:80], known)
+        if key in TrainConfig.__dataclass_fields__:
+            advice = f"; give {key} by itself, outside of optimizer"
         raise NeoxError(f"optimizer.params.{key}: {kind} has no key {shown(key)}{advice}")
     for name, value in self.rates.items():
         high = 1 if name == "momentum" else math.inf
         if name != "betas" and not is_number(value, high):
             below = ", below 1" if name == "momentum" else ""
-            raise NeoxError(f"optimizer.params.{name}: {shown(value)} is not 0 or a positive number{below}")
+            raise NeoxError(f"optimizer.params.{name}: {shown(value)} is not 0 or a "
+                            f"positive number{below}")
     betas = self.rates["betas"]
     if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(is_number(b, 1) for b in betas):
-        raise NeoxError(f"optimizer.params.betas: {shown(betas)}; give two numbers from 0 to below 1")
+        raise NeoxError(f"optimizer.params.betas: {shown(betas)}; give two numbers from 0 "
+                        "to below 1")
 
 # %% ../nbs/03_recipe.ipynb #245edd5c
 @patch(as_prop=True)
 def stages(self: TrainConfig):
     "Window lengths of the curriculum, and the step that ends each but the last"
-    schedule = self.block("curriculum_learning.schedule_config") if self.wants("curriculum_learning") else {}
+    schedule = {}
+    if self.wants("curriculum_learning"):
+        schedule = self.block("curriculum_learning.schedule_config")
     return schedule.get("difficulty") or [], schedule.get("max_step") or []
 
 def are_growing(
@@ -296,14 +319,18 @@ def check_curriculum(self: TrainConfig):
         return
     for key, ours in dict(curriculum_type="seqlen", schedule_type="fixed_discrete").items():
         if given.get(key) != ours:
-            raise NeoxError(f"curriculum_learning.{key}: {shown(given.get(key))} is not available; give {ours}")
+            raise NeoxError(f"curriculum_learning.{key}: {shown(given.get(key))} is not "
+                            f"available; give {ours}")
     lengths, ends = self.stages
-    if not lengths or not are_growing(lengths) or not are_growing(ends) or len(ends) != len(lengths) - 1:
-        raise NeoxError("curriculum_learning.schedule_config: give growing lists, such as difficulty: [32, 64, 128] "
+    fit = lengths and are_growing(lengths) and are_growing(ends) and len(ends) == len(lengths) - 1
+    if not fit:
+        raise NeoxError("curriculum_learning.schedule_config: give growing lists, such as "
+                        "difficulty: [32, 64, 128] "
                         "and, one shorter, max_step: [100, 200]")
     for key, length in dict(min_difficulty=lengths[0], max_difficulty=lengths[-1]).items():
         if given.get(key, length) != length:
-            raise NeoxError(f"curriculum_learning.{key}: {given[key]} is not the length {length} that the list "
+            raise NeoxError(f"curriculum_learning.{key}: {given[key]} is not the length "
+                            f"{length} that the list "
                             f"difficulty: {lengths} has there; give {length}, or leave it out")
 
 # %% ../nbs/03_recipe.ipynb #f4d4aa7b
@@ -322,26 +349,29 @@ def wants(self: TrainConfig,
     name: str, # of a block; of "fp16" and "bf16" the precision that is meant
 ) -> bool: # fp16 with type bfloat16 means bf16
     "Whether a block is enabled"
-    brain = self.block("fp16").get("enabled", False) and self.block("fp16").get("type") == "bfloat16"
+    half = self.block("fp16")
+    brain = half.get("enabled", False) and half.get("type") == "bfloat16"
     if name == "fp16" and brain:
         return False
     return self.block(name).get("enabled", False) or name == "bf16" and brain
 
 # %% ../nbs/03_recipe.ipynb #4f373cfd
-PATTERNS = {  # what a word without quotes means, if it is no text: YAML's rules without octal, base 60, dates, yes and no
+# What a word without quotes means, if it is no text: YAML's rules without octal, base 60, dates, yes and no
+PATTERNS = {
     "null": "~|null|Null|NULL|",
     "bool": "true|True|TRUE|false|False|FALSE",
     "int": "[-+]?(0|[1-9][0-9_]*)",
     "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?"
              r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"}
-FIRST = {"null": ["~", "n", "N", ""], "bool": list("tTfF"), "int": list("-+0123456789"), "float": list("-+.0123456789")}
+FIRST = {"null": ["~", "n", "N", ""], "bool": list("tTfF"),
+         "int": list("-+0123456789"), "float": list("-+.0123456789")}
 
 class NumberLoader(yaml.SafeLoader):
     "YAML in which 6e-4 is a number, and only true and false are truth values"
     yaml_implicit_resolvers = {}
 
 class TextDumper(yaml.SafeDumper):
-    "Writes YAML that NumberLoader and other readers read as it was: what either takes for a number gets quotes"
+    "Puts quotes around text that NumberLoader or PyYAML would take for a number"
     yaml_implicit_resolvers = {first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
 for kind, pattern in PATTERNS.items():
@@ -389,13 +419,15 @@ class YamlReader:
         if depth > MOST_DEPTH:
             raise self.error(node, f"nested more than {MOST_DEPTH} deep; a recipe needs three")
         if self.n_values > MOST_VALUES:
-            raise self.error(node, f"more than {MOST_VALUES:,} values, repeated ones included; a recipe needs a hundred")
+            raise self.error(node, f"more than {MOST_VALUES:,} values, repeated ones "
+                                   "included; a recipe needs a hundred")
         if kind == "map" and isinstance(node, yaml.MappingNode):
             return self.read_block(node, prefix, depth)
         if kind == "seq" and isinstance(node, yaml.SequenceNode):
             return [self.read(inner, prefix, depth + 1, as_text) for inner in node.value]
         if kind not in ("str", *PATTERNS) or not isinstance(node, yaml.ScalarNode):
-            raise self.error(node, f"the tag {shown(node.tag)} has no place in a recipe; write the value without it")
+            raise self.error(node, f"the tag {shown(node.tag)} has no place in a recipe; "
+                                   "write the value without it")
         return self.read_word(node, kind, as_text)
 
     def read_block(self,
@@ -407,7 +439,8 @@ class YamlReader:
         block, nodes = {}, {}
         for key_node, value_node in node.value:
             if not key_node.tag.endswith(":str"):
-                raise self.error(key_node, f"the key {shown(key_node.value)} is not text; write such as num_layers: 4")
+                raise self.error(key_node, f"the key {shown(key_node.value)} is not text; "
+                                           "write such as num_layers: 4")
             if key_node.value == "<<":
                 raise self.error(key_node, "<< is not read here; write the keys of that block out")
             key = key_node.value.replace("-", "_")
@@ -432,7 +465,8 @@ class YamlReader:
         if kind == "str" or as_text and is_plain and kind != "null":
             return node.value
         if not re.fullmatch(PATTERNS[kind], node.value):
-            raise self.error(node, f"{shown(node.value)} is not {ENDINGS[kind]}, as its tag says; write it without the tag")
+            raise self.error(node, f"{shown(node.value)} is not {ENDINGS[kind]}, as its "
+                                   "tag says; write it without the tag")
         if kind == "null":
             return None
         if kind == "bool":
@@ -444,7 +478,8 @@ class YamlReader:
                 raise self.error(node, f"{node.value} is not a finite number; give one")
             return number
         if len(digits) > 20 or not -2**63 <= int(digits) < 2**63:
-            raise self.error(node, f"{shown(digits)} takes more than 64 bits; give a smaller number")
+            raise self.error(node, f"{shown(digits)} takes more than 64 bits; give a "
+                                   "smaller number")
         return int(digits)
 
 # %% ../nbs/03_recipe.ipynb #56741928
@@ -457,7 +492,8 @@ def compose(
     try:
         return NumberLoader(text).get_single_node()
     except yaml.reader.ReaderError as e:
-        line, problem = text[:e.position].count("\n") + 1, f"it holds the character U+{e.character:04X}, which YAML does not allow"
+        line = text[:e.position].count("\n") + 1
+        problem = f"it holds the character U+{e.character:04X}, which YAML does not allow"
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else "?"
         problem = " ".join((e.problem or e.context or str(e)).split())[:120]
@@ -480,7 +516,8 @@ def read_lines(
         raise NeoxError(f"{where}: is empty; write lines such as num_layers: 4")
     settings = reader.read(node)
     if not isinstance(settings, dict):
-        raise NeoxError(f"{where}: holds a {type(settings).__name__}, not keys and values; write lines such as num_layers: 4")
+        raise NeoxError(f"{where}: holds a {type(settings).__name__}, not keys and values; "
+                        "write lines such as num_layers: 4")
     return settings, reader.lines
 
 def read_yaml(
@@ -519,12 +556,15 @@ def recipe_text(
         raise NeoxError(f"{path}: larger than {MOST_BYTES:,} bytes; a recipe takes a few thousand")
     if b"\0" in content or content.startswith((b"\xff\xfe", b"\xfe\xff")):
         known = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]
-        raise NeoxError(f"{path}: {'in UTF-16 or UTF-32' if known else 'binary, it holds zero bytes'}; save it as UTF-8")
+        raise NeoxError(f"{path}: "
+                        f"{'in UTF-16 or UTF-32' if known else 'binary, it holds zero bytes'}; "
+                        "save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = content[:e.start].count(b"\n") + 1
-        raise NeoxError(f"{path}, line {line}: not UTF-8 (byte 0x{content[e.start]:02x}); save it as UTF-8") from None
+        raise NeoxError(f"{path}, line {line}: not UTF-8 (byte 0x{content[e.start]:02x}); "
+                        "save it as UTF-8") from None
 
 def read_recipe(
     path: Path, # a YAML file
@@ -540,13 +580,18 @@ def find_recipe(
     path, known = Path(name), {p.stem: p for p in assets("configs").glob("*.yml")}
     if path.suffix not in (".yml", ".yaml"):
         if name not in known:
-            hint = f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}" if is_there(path) else nearest(name[:80], known)
+            hint = nearest(name[:80], known)
+            if is_there(path):
+                hint = f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
+            elif "=" in name:
+                hint = "; in Python, settings are given by their names: train(\"quickstart\", train_iters=300)"
             raise NeoxError(f"{in_one_line(name)}: no recipe of this name{hint}")
         return known[name]
     if path.name == name and path.stem in known and not is_there(path):
         return known[path.stem]
     if not is_there(path):
-        raise NeoxError(f"{in_one_line(name)}: no such recipe; check the path, or give a recipe's name{nearest(path.stem, known)}")
+        raise NeoxError(f"{in_one_line(name)}: no such recipe; check the path, or give a "
+                        f"recipe's name{nearest(path.stem, known)}")
     return path
 
 def is_there(
@@ -566,8 +611,10 @@ def parse_override(
     key, value = word.split("=", 1)
     names = key.strip().replace("-", "_").split(".")
     if "" in names:
-        raise NeoxError(f"{shown(word)}: a key is missing before the =; write such as train_iters=100")
-    value = text_value(names[0], value) if names[0] in TEXT_KEYS and not names[1:] else yaml_value(word, value)
+        raise NeoxError(f"{shown(word)}: a key is missing before the =; write such as "
+                        "train_iters=100")
+    is_text = names[0] in TEXT_KEYS and not names[1:]
+    value = text_value(names[0], value) if is_text else yaml_value(word, value)
     for name in reversed(names):
         value = {name: value}
     return value
@@ -590,11 +637,13 @@ def yaml_value(
     node = compose(typed, where)
     if node is None:
         if typed.strip():
-            raise NeoxError(f"{in_one_line(where)}: there is no value, only {shown(typed)}; put quotes around it if it is text")
+            raise NeoxError(f"{in_one_line(where)}: there is no value, only "
+                            f"{shown(typed)}; put quotes around it if it is text")
         return None
     read = typed[node.start_mark.index:node.end_mark.index]
     if read.strip() != typed.strip():
-        raise NeoxError(f"{in_one_line(where)}: only {shown(read)} of it would be read; put quotes around the value if it is text")
+        raise NeoxError(f"{in_one_line(where)}: only {shown(read)} of it would be read; "
+                        "put quotes around the value if it is text")
     return YamlReader(where).read(node, depth=1)
 
 # %% ../nbs/03_recipe.ipynb #116a4f35
@@ -642,7 +691,8 @@ def leaf_names(
     "The names of all settings in blocks, with dots"
     names = []
     for key, value in settings.items():
-        names += leaf_names(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [f"{prefix}{key}"]
+        is_block = isinstance(value, dict) and value
+        names += leaf_names(value, f"{prefix}{key}.") if is_block else [f"{prefix}{key}"]
     return names
 
 def merge(
@@ -713,7 +763,8 @@ def read_recipes(
 ) -> tuple: # name of the run, merged settings
     "Reads and merges recipes"
     if not recipes:
-        raise NeoxError(f"no recipe given{nearest('', [p.stem for p in assets('configs').glob('*.yml')])}")
+        raise NeoxError("no recipe "
+                        f"given{nearest('', [p.stem for p in assets('configs').glob('*.yml')])}")
     settings, paths = Settings(), [find_recipe(str(r)) for r in recipes]
     for path in paths:
         where = path.name if [p.name for p in paths].count(path.name) == 1 else str(path)
@@ -726,7 +777,8 @@ def names_of_texts(
     settings: dict, # of a run, or of one layer
 ) -> list: # names of corpora and paths, empty if there is none
     "The texts that settings train on"
-    return settings.get("train_data_paths") or [name for name in [settings.get("data_path")] if name]
+    names = settings.get("train_data_paths") or settings.get("data_path") or []
+    return names if isinstance(names, list) else [names]
 
 def leave_tokenizer(
     settings: dict, # merged; changed in place
@@ -734,12 +786,15 @@ def leave_tokenizer(
     "Clears a recipe's own tokenizer where another text than the recipe's own is given without one"
     if not isinstance(settings, Settings) or not settings.get("vocab_file"):
         return
-    theirs, ours = names_of_texts(settings.layers.get(settings.tokenizer_layer, {})), names_of_texts(settings)
+    theirs = names_of_texts(settings.layers.get(settings.tokenizer_layer, {}))
+    ours = names_of_texts(settings)
     if not theirs or theirs == ours:
         return
-    source = settings.sources.get("train_data_paths" if settings.get("train_data_paths") else "data_path")
+    named = "train_data_paths" if settings.get("train_data_paths") else "data_path"
+    source = settings.sources.get(named)
     layer = (source or "given in Python").split(", line ")[0]
-    say(f"vocab_file: {in_one_line(settings['vocab_file'])} -> none, it belongs to {in_one_line(', '.join(map(str, theirs)))}; "
+    say(f"vocab_file: {in_one_line(settings['vocab_file'])} -> none, it belongs to "
+        f"{in_one_line(', '.join(map(str, theirs)))}; "
         f"{in_one_line(', '.join(map(str, ours)))} gets a tokenizer of its own ({layer})")
     settings["vocab_file"] = None
 
@@ -754,8 +809,7 @@ def fit_to_text(
 ) -> dict: # the same, with what was not given
     "Settings that fit the size of the text"
     def files(name): return next(([p] for p in (Path(name), Path(name)/"train.bin") if p.is_file()), None) or [path for path, _ in load_corpus(name).files]
-    names = settings.get("train_data_paths") or [settings["data_path"]]*bool(settings.get("data_path"))
-    n_bytes = sum(path.stat().st_size for name in names for path in files(name))
+    n_bytes = sum(path.stat().st_size for name in names_of_texts(settings) for path in files(str(name)))
     values = next(values for most, values in FITTING.items() if n_bytes <= most)
     fitting = dict(zip(FITTED, values))
     fitting |= dict(max_position_embeddings=settings.get("seq_length", fitting["seq_length"]), eval_interval=fitting["train_iters"]//10, checkpoint_factor=fitting["train_iters"]//2)
@@ -771,7 +825,8 @@ def load_config(
     name, settings = read_recipes(*recipes)
     given = {key.replace("-", "_"): value for key, value in overrides.items()}
     if len(given) < len(overrides):
-        raise NeoxError(f"{', '.join(overrides)}: a setting is given with - and with _; keep one of them")
+        raise NeoxError(f"{', '.join(overrides)}: a setting is given with - and with _; "
+                        "keep one of them")
     for key, value in given.items():
         value = plain_value(value, key)
         for part in reversed(key.split(".")):
@@ -811,21 +866,46 @@ def make_recipe(
     if settings.get("fit_to_text"):
         settings = fit_to_text(settings)
     if dotted := [key for key in settings if "." in key]:
-        raise NeoxError(f"{dotted[0]}: a dot leads into a block on the command line and in Python; in a file, indent the keys of a block")
+        raise NeoxError(f"{dotted[0]}: a dot leads into a block on the command line and in "
+                        "Python; in a file, indent the keys of a block")
     kinds = {key: sort_key(key, value) for key, value in settings.items()}
     if "pos_emb" not in settings:
-        raise NeoxError("pos_emb is not given: gpt-neox's default, learned, is not available here; add pos_emb: rotary")
+        raise NeoxError("pos_emb is not given: gpt-neox's default, learned, is not "
+                        "available here; add pos_emb: rotary")
     if settings.get("tokenizer_type") == "CharLevelTokenizer":
-        raise NeoxError("tokenizer_type: CharLevelTokenizer means bytes in gpt-neox; a table of characters is a tokenizer.json "
+        raise NeoxError("tokenizer_type: CharLevelTokenizer means bytes in gpt-neox; a "
+                        "table of characters is a tokenizer.json "
                         "here, give tokenizer_type: HFTokenizer")
-    model, train = ({key: value for key, value in settings.items() if kinds[key] == part} for part in ("model", "train"))
+    model = {key: value for key, value in settings.items() if kinds[key] == "model"}
+    train = {key: value for key, value in settings.items() if kinds[key] == "train"}
     recipe = Recipe(name, settings, copy.deepcopy(model), TrainConfig(**copy.deepcopy(train)))
-    if ignored := sorted([key for key, kind in kinds.items() if kind == "ignored"] + ignored_in_blocks(recipe.train)):
-        say(f"ignored, since they change nothing here: {', '.join(ignored)}")
+    if len(repr(settings)) > MOST_BYTES//4:                 # they must be read again from the run's config.yml
+        check_size(settings)
+    ignored = [key for key, kind in kinds.items() if kind == "ignored"]
+    ignored += ignored_in_blocks(recipe.train)
+    if ignored:
+        say(f"ignored, since they change nothing here: {', '.join(sorted(ignored))}")
     config = recipe.model_config(vocab_size=1)              # shapes are checked before anything is prepared
     if wrong := [length for length in recipe.train.stages[0] if config.seq_length % length]:
-        raise NeoxError(f"curriculum_learning: windows of seq_length {config.seq_length} cannot be cut into pieces of {wrong[0]}; give divisors of it")
+        raise NeoxError(f"curriculum_learning: windows of seq_length {config.seq_length} "
+                        f"cannot be cut into pieces of {wrong[0]}; give divisors of it")
     return recipe
+
+def check_size(
+    settings: dict, # merged
+):
+    "Raises an error for settings that take more room than a recipe may"
+    longest = max(settings, key=lambda key: len(repr(settings[key])))
+    try:
+        written = write_yaml(settings)
+        read_yaml(written, "settings")
+        fits = len(written.encode("utf-8")) <= MOST_BYTES
+    except NeoxError:
+        fits = False
+    if not fits:
+        raise NeoxError(f"{longest}: too long for a recipe, which holds {MOST_BYTES:,} "
+                        f"bytes and {MOST_VALUES:,} values at most; "
+                        "give a folder in place of many files")
 
 def ignored_in_blocks(
     train: TrainConfig, # checked

@@ -200,7 +200,7 @@ SETTINGS = """
     optimizer.params.lr=-1      optimizer.params.lr -1              | optimizer.params.lr=fast    optimizer.params.lr 'fast'
     optimizer.params.beta=1     optimizer.params nearest betas      | split=a,b                   split 'a,b'
     split=100,0                 split validation                    | split=5                     split='5' shares
-    vocab_file=5                5: tokenizer                          | vocab_file=nowhere.json     nowhere.json tokenizer
+    vocab_file=5                5 tokenizer                           | vocab_file=nowhere.json     nowhere.json tokenizer
     data_path=                  data_path                           | train_data_paths=[sample]   valid_data_paths
     tokenizer_type=HFTokeniser  nearest HFTokenizer                 | load=elsewhere              load elsewhere
     compile=maybe               compile maybe                       | save.x=3                    save dict str

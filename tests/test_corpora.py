@@ -268,7 +268,7 @@ def test_two_tokenizers(capsys):
     for name, kind in dict(letters="char", pairs="bpe").items():
         Path(name).mkdir(); train_tokenizer(text, kind, 300).save(name)
         succeeds(prepare, ["sample", "--tokenizer_path", name, "--out", f"{name}-tokens"], capsys)
-    lists = ["train_data_paths=[letters-tokens/train.bin, pairs-tokens/train.bin]", "valid_data_paths=[letters-tokens/valid.bin]", "data_path=null", "vocab_file=null"]
+    lists = ["train_data_paths=[letters-tokens/train.bin, pairs-tokens/train.bin]", "valid_data_paths=[letters-tokens/valid.bin]", "data_path=", "vocab_file="]
     refuses(train, ["quickstart", *TINY, *lists], capsys, "pairs-tokens/train.bin", "made by another tokenizer")
     mixed = ["train_data_paths=[letters-tokens/train.bin, sample]", *lists[1:]]
     refuses(train, ["quickstart", *TINY, *mixed], capsys, "sample", "a corpus among token files")

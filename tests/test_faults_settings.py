@@ -161,7 +161,24 @@ def test_key_given_twice_in_python():
 
 
 def test_hyphens_in_python():
-    assert load_config(recipe(), **{"hidden-dropout": 0.25}).model["hidden_dropout"] == 0.25
+    "As in a file, in blocks too: what a run keeps is what it was given"
+    opened = load_config(recipe(), **{"hidden-dropout": 0.25, "comet_others": {"a-b": 1}})
+    assert opened.model["hidden_dropout"] == 0.25 and opened.settings["comet_others"] == dict(a_b=1)
+    holds(refused(recipe(), comet_others={"a-b": 1, "a_b": 2}), "comet_others", "keep one")
+
+
+def test_settings_that_no_file_could_hold():
+    "A run whose config.yml could not be read again does not begin"
+    many = [f"texts/number_{i}.txt" for i in range(5000)]
+    holds(refused(recipe(), data_path=None, train_data_paths=many, valid_data_paths=["b"]), "train_data_paths", "too long", "folder")
+    holds(refused(recipe(), comment="x"*200_000), "comment", "too long")
+    kept = load_config(recipe(), data_path=None, train_data_paths=many[:1500], valid_data_paths=["b"]).settings
+    assert read_recipe(put("config.yml", write_yaml(kept))) == kept
+
+
+def test_word_given_as_a_recipe_in_python():
+    holds(refused("quickstart", "train_iters=3"), "train_iters=3", "no recipe", "in Python")
+    holds(refused("book", train_data_paths="mine.txt", valid_data_paths=["b"]), "mine.txt")
 
 
 # words of the command line
@@ -198,7 +215,7 @@ def test_nothing_behind_the_sign():
     ("seed=--- 3", ["seed", "only '3'"]), ("=3", ["'=3'", "key is missing"]), ("optimizer..lr=3", ["key is missing"]), ("optimizer.=3", ["key is missing"]),
     ("seed=9223372036854775808", ["seed", "64 bits"]), ("seed=" + "9"*5000, ["seed", "64 bits"]), ("seed=-1e999", ["seed", "finite"]),
     ("warmup=.nan", ["warmup", "finite"]), ("num_workers=.nan", ["num_workers", "finite"]), ("seed=true", ["seed", "True", "int"]),
-    ("deterministic=1", ["deterministic", "bool"]), ("warmup=true", ["warmup", "float"]), ("train_data_paths=a.txt", ["train_data_paths", "list"]),
+    ("deterministic=1", ["deterministic", "bool"]), ("warmup=true", ["warmup", "float"]), ("train_data_paths=a.txt", ["train_data_paths", "list, such as [a.txt]"]),
     ("train_data_paths=[a.txt, [b]]", ["train_data_paths", "['b']"]), ("extra_save_iters=[1, true]", ["extra_save_iters", "True"]),
     ("extra_save_iters=[1.5]", ["extra_save_iters", "1.5"]), ("eval_iters=2001-01-01", ["eval_iters", "'2001-01-01'", "int"]),
     ("seed={a: 1}", ["seed", "dict", "int"]), ("precision=[fp16]", ["precision", "not available"])], ids=lambda x: str(x)[:40])
@@ -321,6 +338,17 @@ def test_another_text_on_the_command_line(words, capsys):
     from shakespeare_neox.tokenizer import load_tokenizer
     tokenizer = load_tokenizer(Path("run/best"))
     assert tokenizer.decode(tokenizer.encode("(Ça brûle) — niño")) == "(Ça brûle) — niño"
+
+
+def test_a_prepared_folder_brings_its_tokenizer():
+    "Where the recipe's own would be another one, and refused"
+    from shakespeare_neox.data import neox_prepare_main as prepare
+    from shakespeare_neox.tokenizer import load_tokenizer, neox_tokenizer_main as tokenizer
+    put("mine.txt", "(Ça brûle) 1603 — niño\n"*80)
+    tokenizer(["mine.txt", "--out", "table"])
+    prepare(["mine.txt", "--tokenizer_path", "table", "--out", "tokens"])
+    train([*FEW, "--data_path", "tokens", "--checkpoint_dir", "run"])
+    assert load_tokenizer(Path("run/best")).fingerprint == load_tokenizer(Path("table")).fingerprint
 
 
 # settings given in Python

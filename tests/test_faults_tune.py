@@ -241,3 +241,132 @@ def test_a_table_that_cannot_be_written(here, monkeypatch, capsys):
     assert len(sweep("seed=1,2").rows) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "could not be written" in line]
     assert len(lines) == 2 and len(rows("runs/quickstart-tune")) == 2
+
+
+# the benchmark: one device for all
+
+class Sent:
+    "Notes what is sent to a device that this machine does not have, and lets it stay"
+    def __init__(self, monkeypatch):
+        self.modules, self.tensors = [], []
+        for kind, notes in ((torch.nn.Module, self.modules), (torch.Tensor, self.tensors)):
+            monkeypatch.setattr(kind, "to", self.note(kind.to, notes))
+
+    def note(self, real, notes):
+        def to(thing, *where, **how):
+            if "cuda" not in map(str, where): return real(thing, *where, **how)
+            notes.append(type(thing).__name__)
+            return thing
+        return to
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_generation_and_the_plain_loop_are_sent_to_the_device(here, monkeypatch):
+    from shakespeare_neox import benchmark
+    from shakespeare_neox.model import ModelConfig
+    sent = Sent(monkeypatch)
+    contests = benchmark.writing(here, rounds=1, n_new=3, device="cuda")
+    assert set(sent.modules) == {"GPTNeoX", "GPTNeoXForCausalLM"} and len(sent.tensors) >= 2       # the prompts of one row and of 32
+    assert [set(contest.figures) for contest in contests] == [{"transformers", "shakespeare_neox"}]*2
+    sent.modules.clear(); sent.tensors.clear()
+    small = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=16, vocab_size=65)
+    assert benchmark.transformers_speed(small, batch_size=2, steps=1, device="cuda") > 0
+    assert sent.modules == ["GPTNeoXForCausalLM"] and len(sent.tensors) == 6                       # a batch for each step
+
+
+CLONE = """import sys, torch
+from dataclasses import dataclass
+from pathlib import Path
+%s
+"""
+MODEL = CLONE % """
+@dataclass
+class GPTConfig:
+    block_size: int = 8
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.weight = config, torch.nn.Parameter(torch.zeros(65))
+    def forward(self, x, y): return self.weight.expand(*x.shape, 65), None
+"""
+TRAIN = CLONE % """
+Path("flags.txt").write_text("\\n".join(sys.argv[1:]))
+Path("out-shakespeare-char").mkdir(exist_ok=True)
+torch.save(dict(model_args={}, model=dict(weight=torch.zeros(65))), "out-shakespeare-char/ckpt.pt")
+for step in range(30): print(f"iter {step}: loss 4.0, time 10.00ms")
+print("step 30: train loss 4.0, val loss 4.0")
+"""
+
+
+@pytest.fixture
+def clone(here):
+    "What the benchmark needs of nanoGPT"
+    import numpy as np
+    (here/"clone/data/shakespeare_char").mkdir(parents=True)
+    (here/"clone/model.py").write_text(MODEL)
+    (here/"clone/train.py").write_text(TRAIN)
+    (np.arange(100) % 65).astype("uint16").tofile(here/"clone/data/shakespeare_char/val.bin")
+    return here/"clone"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu", None])
+def test_nanogpt_runs_where_the_others_run(clone, monkeypatch, device):
+    from shakespeare_neox import benchmark
+    monkeypatch.setattr(benchmark, "best_device", lambda: "mps")
+    assert benchmark.nanogpt_speed(clone, steps=9, device=device) == pytest.approx(12*64*1000/10)
+    flags = (clone/"flags.txt").read_text().splitlines()
+    assert [flag for flag in flags if "device" in flag] == [f"--device={device or 'mps'}"]
+    assert ("--dtype=float32" in flags) == (device != "cpu") and "--max_iters=9" in flags
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nanogpt_is_scored_where_the_others_run(clone, monkeypatch):
+    from shakespeare_neox import benchmark
+    monkeypatch.setattr(benchmark, "best_device", lambda: "cpu")
+    benchmark.nanogpt_speed(clone, steps=9)
+    sent, real = Sent(monkeypatch), torch.load
+    monkeypatch.setattr(torch, "load", lambda path, map_location, **how: real(path, map_location="cpu", **how))
+    assert benchmark.score_nanogpt(clone, "cuda") == pytest.approx(math.log(65), abs=1e-4)
+    assert sent.modules == ["GPT"] and len(sent.tensors) >= 2
+
+
+@pytest.mark.parametrize("device, hidden", [("cpu", True), ("cuda", False), (None, False)])
+def test_ours_runs_where_the_others_run(here, monkeypatch, device, hidden):
+    from shakespeare_neox import benchmark
+    seen = []
+    monkeypatch.setattr(benchmark, "best_device", lambda: "cuda")
+    monkeypatch.setattr(benchmark, "watch", lambda words, folder, pattern, **env: (seen.append(env), ([(1.0, 9.0)]*5, 2.0))[1])
+    assert benchmark.our_speed(here, steps=9, device=device) == 9.0
+    assert ("CUDA_VISIBLE_DEVICES" in seen[0]) == hidden
+
+
+def test_one_device_reaches_every_system(here, monkeypatch):
+    "From the first call of the benchmark to the last race"
+    from shakespeare_neox import benchmark
+    devices = []
+    def note(name, result):
+        def run(*given, **named):
+            devices.append((name, named.get("device", "cuda" if "cuda" in given else None)))
+            return result(*given, **named) if callable(result) else result
+        return run
+    race = benchmark.Race([], [], {name: [] for name in benchmark.ENTRANTS})
+    monkeypatch.setattr(benchmark, "best_device", lambda: "cuda")
+    for name, result in dict(nanogpt_speed=9.0, transformers_speed=9.0, our_speed=9.0, writing=[], nanogpt=([(1.0, 2.0)], 2.0), score_nanogpt=2.0,
+                             ours=([(1.0, 2.0)], 2.0), machine=dict(device="cuda")).items():
+        monkeypatch.setattr(benchmark, name, note(name, result))
+    monkeypatch.setattr(benchmark, "has_bf16", lambda device: device == "cuda")
+    monkeypatch.setattr(benchmark, "copy_nanogpt", lambda source, target: target)
+    result = benchmark.benchmark("clone", pairs=1, folder=here/"out")
+    assert {name for name, _ in devices} == {"nanogpt_speed", "transformers_speed", "our_speed", "writing", "nanogpt", "score_nanogpt", "ours", "machine"}
+    assert {device for _, device in devices} == {"cuda"} and result.race and type(result.race) is type(race)
+    assert {p.name for p in (here/"out").iterdir()} == {"benchmark.json", "benchmark.md", "race.png"}
+
+
+@pytest.mark.parametrize("there", ["benchmark.json", "benchmark.md", "race.png"])
+def test_results_of_somebody_else(here, capsys, there):
+    from shakespeare_neox.benchmark import neox_benchmark_main
+    Path("mine").mkdir()
+    (Path("mine")/there).write_text('{"mine": 1}')
+    before = tree(here)
+    refuses(neox_benchmark_main, ["--quick", "--checkpoint_dir", "mine"], capsys, there, "is not replaced")
+    assert tree(here) == before

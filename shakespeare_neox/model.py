@@ -373,7 +373,7 @@ def save_pretrained(self: GPTNeoX,
     dtype=torch.float32, # of the stored weights
 ):
     "Writes a folder that AutoModelForCausalLM and AutoTokenizer open as it is"
-    with new_folder(folder, "config.json", True) as tmp: self.write(tmp, tokenizer, dtype)
+    with new_folder(folder, "config.json") as tmp: self.write(tmp, tokenizer, dtype)
 
 # %% ../nbs/02_model.ipynb #638e1a63
 @patch

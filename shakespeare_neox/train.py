@@ -80,7 +80,7 @@ def save_state(
     to_save = {f"{part}|{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
     facts = dict(step=run.step, best=run.best, waited=run.waited, seconds=run.seconds, reads=reads(run), scaler=scaler.state_dict() if scaler else None, versions=versions())
     run.scored.save_pretrained(run.folder/"last", run.tokenizer)             # first: a run killed between the two does this step again
-    with new_folder(run.folder/"state"/f"step_{run.step}", "state.json", True) as tmp:
+    with new_folder(run.folder/"state"/f"step_{run.step}", "state.json") as tmp:
         save_file({k: v.detach().contiguous().clone() for k, v in to_save.items()}, tmp/"state.safetensors")
         (tmp/"state.json").write_text(json.dumps(facts, indent=1))
     if keep := run.c.keep_last_n_checkpoints:

@@ -6,10 +6,10 @@
 __all__ = ['STALE', 'MARK', 'LARGEST_JSON', 'COMMANDS', 'NeoxError', 'nearest', 'is_main', 'say', 'say_once', 'import_extra',
            'root_cause', 'hub_error', 'assets', 'home_folder', 'cache_folder', 'sync', 'reason', 'temporary',
            'remove_stale', 'write_whole', 'new_file', 'remove_empty', 'contents', 'read_mark', 'is_ours',
-           'check_replaceable', 'set_aside', 'swap', 'recover', 'finish_folder', 'new_folder', 'keep_own', 'version',
-           'read_folder', 'owner_of', 'locked', 'checker', 'validate', 'without_twins', 'read_json', 'OneLineParser',
-           'flags', 'make_parser', 'tell_launcher', 'settle_streams', 'settle_folders', 'silence_output', 'parsed',
-           'command', 'slow_import', 'start']
+           'check_replaceable', 'set_aside', 'discard', 'swap', 'recover', 'finish_folder', 'new_folder', 'keep_own',
+           'version', 'read_folder', 'owner_of', 'locked', 'checker', 'validate', 'without_twins', 'read_json',
+           'OneLineParser', 'flags', 'make_parser', 'tell_launcher', 'settle_streams', 'settle_folders',
+           'silence_output', 'parsed', 'command', 'slow_import', 'start']
 
 # %% ../nbs/00_base.ipynb #ca02cb69
 import argparse
@@ -317,6 +317,15 @@ def set_aside(
     "Where the former folder lies between the two renames of a replacement"
     return path.with_name(f".{path.name}.neox-previous")
 
+def discard(
+    former: Path, # a folder that was replaced
+    path: Path, # by this one
+):
+    "Removes a folder under a name that is nobody's: half of one under its own would be in the way for ever"
+    trash = temporary(path)
+    former.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
 def swap(
     new: Path, # takes the place of
     path: Path, # an older folder of this library's, or nothing
@@ -327,7 +336,7 @@ def swap(
         if not path.exists():
             former.rename(path)                         # a kill between the two renames
         else:
-            shutil.rmtree(former)                       # a kill after them
+            discard(former, path)                       # a kill after them
     if path.exists():
         path.rename(former)
     try:
@@ -338,7 +347,7 @@ def swap(
         raise
     sync(path.parent)
     if read_mark(former):
-        shutil.rmtree(former, ignore_errors=True)
+        discard(former, path)
     elif former.is_dir() and not any(former.iterdir()):
         former.rmdir()
 

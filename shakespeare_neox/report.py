@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_LINE', 'TEXT_KEYS', 'LICENCES', 'neox_report_main', 'StartEvent', 'LogEvent',
-           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'in_one_line',
+           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'first_line',
            'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'Progress', 'noted_signals', 'wandb_login',
            'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'init_wandb', 'start_wandb', 'model_files',
-           'Board', 'draw_losses', 'is_number', 'TrainResult', 'table', 'figures', 'read_run', 'fenced', 'report_text',
-           'write_figure', 'write_report', 'check_hub_name', 'model_card', 'upload', 'gather', 'push_to_hub',
-           'neox_report']
+           'Board', 'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event', 'figures', 'read_run', 'fenced',
+           'report_text', 'write_figure', 'write_report', 'check_hub_name', 'model_card', 'upload', 'gather',
+           'push_to_hub', 'neox_report']
 
 # %% ../nbs/03_report.ipynb #278f0f73
 import io
@@ -38,7 +38,7 @@ from fastcore.imports import IN_NOTEBOOK
 from .base import (NeoxError, command, home_folder, hub_error, nearest, new_folder, read_folder, read_json,
                                    read_mark, reason, say, say_once, validate, without_twins, write_whole)
 from .model import count_parameters, from_hf
-from .recipe import read_recipe
+from .recipe import read_recipe, write_yaml
 
 # %% ../nbs/03_report.ipynb #5a1f0e01
 Step = Annotated[int, Ge(0), Le(10**15)]
@@ -75,6 +75,7 @@ class EvaluationEvent:
     loss: Measured # nats per token
     bits_per_byte: Measured # the same, for each byte
     sample: str # what the model wrote
+    kept: bool = False # whether its model was the best so far
 
 EVENTS = dict(start=StartEvent, log=LogEvent, evaluation=EvaluationEvent)
 LONGEST_LINE = 2**24                         # bytes of one event
@@ -196,7 +197,7 @@ def describe(
     return f"{at}  loss {event['loss']:.4f}  rate {event['lr']:.1e}  {event['tokens_per_second']:,.0f} tokens/s  {int(left)//60}:{int(left)%60:02d} left"
 
 # %% ../nbs/03_report.ipynb #5a1f0e02
-def in_one_line(
+def first_line(
     error: BaseException, # perhaps without a text
 ) -> str: # at most 200 characters
     "What an exception says, in one line"
@@ -228,7 +229,7 @@ def new_axes(
     try:
         return plt.subplots(figsize=(width, height))[1]
     except ImportError as e:                            # no display, or a module that is not installed
-        say_once(f"matplotlib: {in_one_line(e)}; drawing without a window")
+        say_once(f"matplotlib: {first_line(e)}; drawing without a window")
         plt.switch_backend("agg")
         return plt.subplots(figsize=(width, height))[1]
 
@@ -293,7 +294,7 @@ class Progress:
                 self.draw(line)
                 return
             except Exception as e:                      # no plot is worth a run
-                say(f"the live plot failed ({type(e).__name__}: {in_one_line(e)}); from here on there are lines")
+                say(f"the live plot failed ({type(e).__name__}: {first_line(e)}); from here on there are lines")
                 self.kind = "lines"
         if self.kind == "terminal" and event["event"] == "log":
             self.bar.comment = line.split("  ", 1)[1]
@@ -410,7 +411,7 @@ def init_wandb(
             wandb.setup(wandb.Settings(silent=True))    # silent, it never prompts
             return wandb.init(mode=mode, **chosen), why
         except Exception as e:
-            why = f"{in_one_line(e)}; "
+            why = f"{first_line(e)}; "
             if wandb.run is None:
                 wandb.teardown()                        # which still holds the run's id
     return None, why
@@ -433,7 +434,7 @@ def start_wandb(
                       config=public(run.recipe.settings), settings=wandb.Settings(silent=True, console="off", **known))
         started, why = init_wandb(modes, why, chosen)
     except Exception as e:
-        started, why = None, f"{in_one_line(e)}; "
+        started, why = None, f"{first_line(e)}; "
     finally:
         if mode_before is not None:
             os.environ["WANDB_MODE"] = mode_before
@@ -474,7 +475,7 @@ class Board:
             yield
         except Exception as e:
             if not self.told:
-                say(f"W&B: {in_one_line(e)}; the run goes on without it")
+                say(f"W&B: {first_line(e)}; the run goes on without it")
             self.told = True
 
     def send(self,
@@ -568,6 +569,13 @@ def table(
     return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {cell(k)} | {cell(v)} |" for k, v in rows.items())])
 
 # %% ../nbs/03_report.ipynb #b986a33a
+def best_event(
+    scores: list, # evaluations of a log, at least one
+) -> dict: # one of them
+    "The evaluation whose model lies in best/: the last that was kept there"
+    kept = [event for event in scores if event.get("kept")]
+    return kept[-1] if kept else min(scores, key=lambda event: event["loss"])
+
 def figures(
     folder: Path, # of a finished run
     events: list, # of its log
@@ -577,7 +585,7 @@ def figures(
     steps = [event for event in events if event["event"] == "log"]
     if not scores or not steps:
         raise NeoxError(f"{folder}: its log holds no evaluation yet; train it to its first one")
-    best = min(scores, key=lambda event: event["loss"])
+    best = best_event(scores)
     start = next((event for event in events if event["event"] == "start"), {})
     config = read_folder(Path(folder)/"best", lambda best: from_hf(read_json(best/"config.json", dict, "train it again")))
     last, speeds = steps[-1], sorted(event["tokens_per_second"] for event in steps)
@@ -619,7 +627,6 @@ def report_text(
     folder: Path, # of a finished run
 ) -> str: # Markdown
     "A run on one page"
-    import yaml
     events, settings = read_run(folder)
     samples = [event for event in events if event["event"] == "evaluation"]
     shown = [samples[i] for i in sorted({0, len(samples)//2, len(samples) - 1})] if samples else []
@@ -629,7 +636,7 @@ def report_text(
         loss = f"{event['loss']:.3f}" if is_number(event["loss"]) else "not a number"
         quoted = "\n".join(f"    {line}" for line in event["sample"].strip("\n").split("\n"))
         parts.append(f"Step {event['step']:,}, validation loss {loss}:\n\n{quoted}")
-    recipe = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    recipe = write_yaml(settings)
     return "\n\n".join([*parts, "## Recipe", fenced(recipe, "yaml")]) + "\n"
 
 # %% ../nbs/03_report.ipynb #d37d1f32
@@ -722,7 +729,6 @@ def gather(
     made: Path, # an empty folder to fill
 ):
     "Puts together what is published: the best model, its card, the plot and the recipe"
-    import yaml
     card, settings = model_card(folder, name), read_run(folder)[1]
     def copy_model(best):
         for file in made.iterdir():                     # of a model that was replaced meanwhile
@@ -735,7 +741,7 @@ def gather(
     if left:
         say(f"not published, since this library did not write them: {', '.join(left)} in {folder/'best'}")
     shutil.copy(folder/"loss.png", made)
-    (made/"recipe.yml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (made/"recipe.yml").write_text(write_yaml(settings), encoding="utf-8")
     (made/"README.md").write_text(card, encoding="utf-8")
 
 def push_to_hub(

@@ -19,7 +19,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from .base import NeoxError, command, reason, say, write_whole
 from .recipe import Recipe, load_config, merge, parse_override, read_recipes, sort_settings
-from .report import import_matplotlib, in_one_line, write_figure
+from .report import import_matplotlib, first_line, write_figure
 from .run import make_run, train_step
 from .train import train_recipe
 
@@ -150,10 +150,12 @@ def run_point(
     row = dict(setting=", ".join(word.replace("optimizer.params.", "") for word in words),
                values=[word.split("=", 1)[1] for word in words],
                loss=math.inf, bits_per_byte=math.inf, seconds=0.0, error="")
+    settings = copy.deepcopy(settings)
+    merge(settings, dict(save=str(folder)))
     try:
-        result = train_recipe(sort_settings(name, {**settings, "save": str(folder)}), shown="lines")
+        result = train_recipe(sort_settings(name, settings), shown="lines")
     except Exception as e:
-        error = in_one_line(e).split(";")[0]
+        error = first_line(e).split(";")[0]
         kind = "" if isinstance(e, NeoxError) or error == type(e).__name__ else f"{type(e).__name__}: "
         return {**row, "error": kind + (error or type(e).__name__)}
     if not math.isfinite(result.best_loss):

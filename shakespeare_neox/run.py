@@ -464,6 +464,7 @@ class Run:
     best_step: int = None # step of the model in best/
     best_sha256: str = None # sum of its weights' file
     best_lost: bool = False # whether best/ is not that model
+    held: bool = False # whether this process holds its folder
     claimed: bytes = None # the content of config.yml in its folder
     waited: int = 0 # evaluations since then
     seconds: float = 0.0 # spent in steps

@@ -7,10 +7,10 @@ __all__ = ['FREE', 'PASSES', 'OWN', 'neox_train_main', 'optimizer_tensors', 'ver
            'check_reads', 'free_name', 'make_room', 'new_try', 'diverged', 'check_tensors_finite', 'keep_model',
            'keep_best', 'save_state', 'drop_states', 'DamagedState', 'Reads', 'StateFacts', 'read_state',
            'check_origin', 'expected_tensors', 'check_tensors', 'load_state', 'resume', 'set_state_aside', 'check_best',
-           'holds_work', 'differences', 'check_free', 'claim_folder', 'held_folder', 'remove_run', 'check_folder',
-           'check_finite', 'evaluate_and_keep', 'find_lost_best', 'steps_per_epoch', 'keep_epoch', 'log_step',
-           'talk_group', 'stop_signal', 'together', 'loop', 'compile_if_it_pays', 'train_recipe', 'train_and_log',
-           'stop', 'result_of', 'train', 'dry_run', 'neox_train']
+           'holds_work', 'differences', 'check_free', 'claim_folder', 'held_folder', 'removed_if_unused',
+           'check_folder', 'check_finite', 'evaluate_and_keep', 'find_lost_best', 'steps_per_epoch', 'keep_epoch',
+           'log_step', 'talk_group', 'stop_signal', 'together', 'loop', 'compile_if_it_pays', 'train_recipe',
+           'train_and_log', 'stop', 'result_of', 'train', 'dry_run', 'neox_train']
 
 # %% ../nbs/03_train.ipynb #2e71f36b
 import itertools
@@ -466,28 +466,29 @@ def held_folder(
     with ExitStack() as stack:
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(removed_if_unused(run, missing, fresh))
             stack.enter_context(locked(run.folder/".lock", str(run.folder), wait=False))
         except OSError as e:
             raise NeoxError(f"{run.folder}: could not be written ({reason(e)})") from None
-        try:
-            yield
-        finally:
-            nothing = fresh and run.step == 0 and not holds_work(run.folder)
-            if nothing:
-                for name in ("config.yml", "log.jsonl"):
-                    (run.folder/name).unlink(missing_ok=True)
-    if nothing:
-        remove_run(run.folder, missing)
+        run.held = True
+        yield
 
-def remove_run(
-    folder: Path, # that holds its lock alone
-    missing: list, # what was made for it, innermost first
+@contextmanager
+def removed_if_unused(
+    run: Run, # about to start
+    missing: list, # folders that were made for it, innermost first
+    fresh: bool, # whether there was no run in its folder before
 ):
-    "Removes the folder of a run that came to nothing"
-    (folder/".lock").unlink(missing_ok=True)
-    for made in missing:
-        if made.is_dir() and not any(made.iterdir()):
-            made.rmdir()
+    "Removes what was made for a run that came to nothing"
+    try:
+        yield
+    finally:
+        if run.held and fresh and run.step == 0 and not holds_work(run.folder):
+            for name in ("config.yml", "log.jsonl", ".lock"):
+                (run.folder/name).unlink(missing_ok=True)
+        for made in missing:
+            if made.is_dir() and not any(made.iterdir()):
+                made.rmdir()
 
 def check_folder(
     run: Run, # that is about to write
@@ -632,17 +633,18 @@ def loop(
         if logs or saves or scores or on_cpu:
             check_finite(run, float(loss), float(norm))
         run.seconds += time.perf_counter() - start
-        if logs or saves or scores:
-            check_folder(run)
         if logs:
+            check_folder(run)
             show(log_step(run, log, loss, norm, since))
             since = run.step, run.seconds
         if scores:
+            check_folder(run)
             show(evaluate_and_keep(run, log))
         if c.checkpoint_epochs:
             keep_epoch(run)
         ends = bool(stopping) or run.done
         if saves or ends:
+            check_folder(run)
             save_state(run)
         if ends:
             return

@@ -6,9 +6,9 @@
 __all__ = ['WHOLE', 'REAL', 'LONGEST_PROMPTS', 'neox_generate_main', 'keep_top_k', 'keep_top_p', 'keep_min_p',
            'penalize_repetition', 'filter_logits', 'pad_left', 'Reader', 'check_range', 'as_texts', 'as_stops',
            'encode_prompts', 'draw', 'generate_ids', 'end_ids', 'stop_at', 'held_back', 'TextStream', 'pieces',
-           'stream', 'batches', 'complete', 'generate_many', 'generate', 'best_score', 'saved_at', 'trained_runs',
-           'find_checkpoint', 'open_checkpoint', 'prompt_bytes', 'read_prompts', 'json_line', 'print_texts',
-           'neox_generate']
+           'stream', 'batches', 'complete', 'generate_many', 'generate', 'best_score', 'saved_at', 'folders_in',
+           'best_point', 'trained_runs', 'described', 'find_checkpoint', 'open_checkpoint', 'prompt_bytes',
+           'read_prompts', 'json_line', 'print_texts', 'neox_generate']
 
 # %% ../nbs/04_generate.ipynb #b5dfaffe
 import json, math, os, stat, sys, time
@@ -239,7 +239,7 @@ def generate_ids(
     rows, live = {b: list(p) for b, p in enumerate(prompts)}, list(range(len(prompts)))
     reader = Reader(model, tokenizer.pad_id or 0, len(rows), max(map(len, prompts)) + max_new_tokens)
     known = known_ids(model.config, tokenizer)
-    generators = [torch.Generator().manual_seed(seed + n) for n in numbers or live]
+    generators = [torch.Generator().manual_seed(int(seed) + n) for n in numbers or live]
     for _ in range(max_new_tokens):
         if any(b in ended for b in live):
             reader.keep([k for k, b in enumerate(live) if b not in ended]); live = [b for b in live if b not in ended]
@@ -261,8 +261,7 @@ def end_ids(
     "The ids that end a text"
     named = model.special_ids.get("eos_token_id")
     named = [] if named is None else [named] if isinstance(named, int) else named
-    special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
-    return ({tokenizer.eot_id} | special.intersection(named)) - {None}
+    return ({tokenizer.eot_id} | tokenizer.special_ids.intersection(named)) - {None}
 
 # %% ../nbs/04_generate.ipynb #a16ad437
 def stop_at(
@@ -295,12 +294,20 @@ class TextStream:
     ) -> str: # what is sure now and was not before, often ""
         "Takes an id"
         self.window.append(new)
+        if self.is_byte(new): return ""                        # whether bytes are characters is decided for all in a row
         if 8 < len(self.window) < self.wait and self.tokenizer.decode([new]).endswith("\ufffd"): return ""   # still in the midst
         text = self.tokenizer.decode(self.window)
         sure = len(text.rstrip("\ufffd"))
         piece, self.given, self.wait = text[self.given:sure], max(self.given, sure), 2*len(self.window)
         if sure == len(text): self.shorten()
         return piece
+
+    def is_byte(self,
+        new: int, # an id
+    ) -> bool:
+        "Whether an id is a byte that SentencePiece falls back to, such as <0xE2>"
+        token = self.tokenizer.backend.id_to_token(new) or ""
+        return token.startswith("<0x") and len(token) == 6 and self.tokenizer.decode([new]) != token
 
     def shorten(self):
         "Keeps the fewest last ids that are a text of their own, for what joins them to the next one"
@@ -328,7 +335,7 @@ def pieces(
         text += decoded.add(new)
         end = stop_at(text, stop)
         if end is not None:
-            yield text[:end]
+            if end: yield text[:end]
             return
         sure = len(text) - held_back(text, stop)
         if sure: yield text[:sure]
@@ -447,19 +454,33 @@ def saved_at(
         except OSError: continue
     return time.time()
 
+def folders_in(
+    folder: Path, # any path
+) -> list: # of paths, none where there is no such folder
+    "The folders in a folder, without hidden ones"
+    try: return [p for p in sorted(Path(folder).iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    except OSError: return []
+
+def best_point(
+    sweep: Path, # a folder of runs that are compared
+) -> Path: # a run's folder, None where it holds none
+    "The run of a sweep with the lowest loss"
+    points = [point for point in folders_in(sweep) if is_there(point/"best")]
+    return min(points, key=lambda point: best_score(point) or (math.inf, 0), default=None)
+
 def trained_runs(
-    folder: Path, # of runs
-) -> list: # folders that hold a best model
-    "The runs of a folder; of each sweep in it the run with the lowest loss"
-    def inside(folder):
-        try: return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-        except OSError: return []
-    found = []
-    for run in inside(Path(folder)):
-        if is_there(run/"best"): found.append(run)
-        elif points := [point for point in inside(run) if is_there(point/"best")]:
-            found.append(min(points, key=lambda point: best_score(point) or (math.inf, 0)))
-    return found
+    folder: Path, # of runs and sweeps
+) -> list: # of runs' folders
+    "The runs of a folder that hold a model; of each sweep in it the best one"
+    found = [run if is_there(run/"best") else best_point(run) for run in folders_in(folder)]
+    return [run for run in found if run]
+
+def described(
+    run: Path, # its folder
+) -> str: # such as "runs/quickstart/best writes (step 1,500, validation loss 1.4700)"
+    "Which model writes, and how good its log says that it is"
+    score = best_score(run)
+    return f"{run/'best'} writes" + (f" (step {score[1]:,}, validation loss {score[0]:.4f})" if score else "")
 
 def find_checkpoint(
     path: str = "", # a model folder, a run's or a sweep's folder, a name, here or on the hub, or nothing for the newest run
@@ -468,16 +489,18 @@ def find_checkpoint(
     "The model folder that is meant"
     if path:
         inside = next((folder for folder in (Path(path)/"best", Path(path)/"last") if is_there(folder)), None)
-        named = find_model(path) if not inside and not is_there(path) else None
-        return inside or named or find_folder(path)
+        if inside: return inside
+        point = None if (Path(path)/"config.json").exists() else best_point(path)
+        if point:
+            say(f"{described(point)}, the best of {path}")
+            return point/"best"
+        return (None if is_there(path) else find_model(path)) or find_folder(path)
     found = sorted(trained_runs(runs), key=saved_at)
     if not found:
         say(f"no run in {runs}/ yet: the model that came along writes; train your own with: neox_train quickstart")
         return shipped()
-    score = best_score(found[-1])
-    facts = f" (step {score[1]:,}, validation loss {score[0]:.4f})" if score else ""
     others = f"; {len(found) - 1} more in {runs}/, to be named: neox_generate {found[-2]}" if found[1:] else ""
-    say(f"{found[-1]/'best'} writes{facts}, the newest run{others}")
+    say(f"{described(found[-1])}, the newest run{others}")
     return found[-1]/"best"
 
 # %% ../nbs/04_generate.ipynb #80131035

@@ -6,11 +6,11 @@
 __all__ = ['LARGEST', 'MOST_LAYERS', 'SIZES', 'Size', 'Share', 'OLD_BUFFERS', 'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'shown',
            'plain_value', 'check_settings', 'ModelConfig', 'attend', 'rotary_table', 'rotate', 'Attention',
            'activation_function', 'MLP', 'Layer', 'Cache', 'attention_mask', 'padding_mask', 'GPTNeoX', 'init_std',
-           'special_ids', 'to_hf', 'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'write_json', 'weight_shapes',
-           'WeightIndex', 'weight_files', 'open_weights', 'StoredWeight', 'stored_weights', 'check_weights',
-           'check_room', 'GenerationConfig', 'read_special_ids', 'is_there', 'hub_name', 'find_folder', 'WithoutInit',
-           'read_shown', 'count_parameters', 'rotary_bytes', 'flops_per_token', 'training_bytes', 'summary',
-           'context_start', 'sample']
+           'special_ids', 'to_hf', 'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'check_dtype', 'stored_as',
+           'write_json', 'weight_shapes', 'WeightIndex', 'weight_files', 'open_weights', 'StoredWeight',
+           'stored_weights', 'check_weights', 'rotary_bytes', 'check_room', 'GenerationConfig', 'read_special_ids',
+           'is_there', 'hub_name', 'find_folder', 'WithoutInit', 'read_shown', 'count_parameters', 'flops_per_token',
+           'training_bytes', 'summary', 'context_start', 'sample']
 
 # %% ../nbs/02_model.ipynb #ff159217
 import json, math, os, re
@@ -437,8 +437,7 @@ def special_ids(
 ) -> dict: # in transformers' words
     "What transformers has to know of a tokenizer"
     if tokenizer is None: return dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    begin = getattr(tokenizer, "bos_id", tokenizer.eot_id)
-    return dict(bos_token_id=begin, eos_token_id=tokenizer.eot_id, pad_token_id=tokenizer.pad_id)
+    return dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eot_id, pad_token_id=tokenizer.pad_id)
 
 def to_hf(
     config: ModelConfig, # ours
@@ -561,15 +560,34 @@ def write(self: GPTNeoX,
 ):
     "Writes config.json, generation_config.json, model.safetensors and the tokenizer"
     from safetensors.torch import save_file
+    check_dtype(dtype)
     folder, known = Path(folder), known_ids(self.config, tokenizer)
     special = self.special_ids if tokenizer is None and self.special_ids else special_ids(tokenizer)
     sizes = dict(torch_dtype=str(dtype).removeprefix("torch."), unpadded_vocab_size=known)
     padded = list(range(known, self.config.padded_vocab_size))
     write_json(folder/"config.json", to_hf(self.config, special) | sizes)
     write_json(folder/"generation_config.json", special | (dict(suppress_tokens=padded) if padded else {}))
-    weights = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in self.state_dict().items()}
+    weights = {name: stored_as(name, tensor, dtype) for name, tensor in self.state_dict().items()}
     save_file(weights, folder/"model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None: tokenizer.save(folder)
+
+def check_dtype(
+    dtype, # torch's
+):
+    "Raises an error for numbers that weights cannot be"
+    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise NeoxError(f"dtype: weights cannot be {dtype}; give torch.float32, torch.float16, torch.bfloat16 or torch.float64")
+
+def stored_as(
+    name: str, # of a weight, for the error
+    tensor: torch.Tensor, # it
+    dtype, # of the file
+) -> torch.Tensor: # on the CPU
+    "A weight as it goes into a file; one that the file's type cannot hold is an error"
+    stored = tensor.detach().to("cpu", dtype).contiguous()
+    if not stored.isfinite().all() and tensor.isfinite().all():
+        raise NeoxError(f"{name}: holds {tensor.abs().max().item():.3g}, too large for {dtype}; store the model as torch.float32")
+    return stored
 
 def write_json(
     path: Path, # a file
@@ -703,6 +721,12 @@ def check_weights(
         if weight.kind not in WEIGHT_TYPES:
             raise NeoxError(f"{folder}: {name} holds numbers of type {weight.kind}; weights are {', '.join(WEIGHT_TYPES)}")
 
+def rotary_bytes(
+    config: ModelConfig, # sizes
+) -> int: # bytes of the tables of cosine and sine
+    "What long contexts cost before the first token"
+    return 8*config.max_position_embeddings*config.rotary_size
+
 def check_room(
     config: ModelConfig, # of a model that is going to be made
     dtype, # of its weights
@@ -711,7 +735,7 @@ def check_room(
 ):
     "Raises an error if a model is larger than the memory"
     import psutil
-    need = sum(count_parameters(config).values())*dtype.itemsize + rotary_bytes(config)
+    need = sum(map(math.prod, weight_shapes(config).values()))*dtype.itemsize + rotary_bytes(config)
     on_gpu = torch.device(device).type == "cuda"
     there = torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total
     if need > there:
@@ -804,6 +828,7 @@ def read(cls: GPTNeoX,
     device="cpu", # where to put them
 ) -> GPTNeoX: # in evaluation mode
     "The model of a folder, once its files fit together"
+    check_dtype(dtype)
     if not (folder/"config.json").exists():
         raise NeoxError(f"{folder}: no config.json in it, the checkpoint is half-written or not a model folder")
     config = from_hf(read_json(folder/"config.json", advice="copy or train the checkpoint again"), folder/"config.json")
@@ -823,6 +848,7 @@ def read_shown(
     def named(folder):
         try: return read(folder)
         except NeoxError as e: raise NeoxError(str(e).replace(str(folder), str(path))) from None
+    if not Path(path).resolve().name: raise NeoxError(f"{path}: the root of all folders, which is no model folder")
     return read_folder(path, named)
 
 @patch(cls_method=True)
@@ -845,12 +871,6 @@ def count_parameters(
     matrix = config.padded_vocab_size*C
     return dict(embedding=matrix, attention=L*attention, mlp=L*mlp, norms=(2*L + 1)*2*C,
                 head=matrix*config.no_weight_tying)
-
-def rotary_bytes(
-    config: ModelConfig, # sizes
-) -> int: # bytes of the tables of cosine and sine
-    "What long contexts cost before the first token"
-    return 8*config.max_position_embeddings*config.rotary_size
 
 # %% ../nbs/02_model.ipynb #e1c3978a
 def flops_per_token(

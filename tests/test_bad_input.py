@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import TINY, refuses, tree
+from conftest import TINY, refuses, succeeds, tree
 
 import shakespeare_neox.data as data_module
 import shakespeare_neox.run as run_module
@@ -359,7 +359,7 @@ def test_checkpoint(trained, damage, parts, capsys):
 
 
 @pytest.mark.parametrize("name,parts", [
-    ("nowhere", ["nowhere", "no such folder"]), ("runs/nowhere", ["runs/nowhere", "neither"]),
+    ("nowhere", ["nowhere", "no such folder"]), ("runs/nowhere", ["runs/nowhere", "no such folder"]),
     ("a/b/c", ["a/b/c", "no such folder"]), ("text.txt", ["text.txt", "no such folder"]), ("void", ["void", "no config.json"]),
     pytest.param(".", ["no config.json"])], ids=repr)
 def test_missing_checkpoint(name, parts, capsys):
@@ -368,8 +368,13 @@ def test_missing_checkpoint(name, parts, capsys):
 
 
 def test_checkpoint_killed_between_its_renames(trained, capsys):
-    shutil.copytree(trained, "run"); os.rename("run/best", "run/.best.old"); shutil.rmtree("run/last")
-    generate(["--checkpoint_path", "run", "--max_new_tokens", "2"])
+    "It is read where it lies, and the folder is as it was"
+    words = ["--max_new_tokens", "9", "--prompt", "O"]
+    text = succeeds(generate, ["--checkpoint_path", trained, *words], capsys).out
+    shutil.copytree(trained, "run"); os.rename("run/best", "run/.best.neox-previous"); shutil.rmtree("run/last")
+    before = tree("run")
+    assert succeeds(generate, ["--checkpoint_path", "run", *words], capsys).out == text
+    assert tree("run") == before
 
 
 # the folder of a run

@@ -10,7 +10,7 @@ __all__ = ['NANOGPT', 'SHAPE', 'ENTRANTS', 'neox_benchmark_main', 'Contest', 'ta
 
 # %% ../nbs/09_benchmark.ipynb #c53cfccf
 import importlib.util, io, json, math, os, platform, re, shutil, statistics, subprocess, sys, tempfile, time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,7 +149,7 @@ def score_nanogpt(
     with redirect_stdout(io.StringIO()): model = theirs.GPT(theirs.GPTConfig(**saved["model_args"])).to(device).eval()      # it tells its size
     model.load_state_dict({k.removeprefix("_orig_mod."): v for k, v in saved["model"].items()})
     valid = Ids(np.fromfile(folder/"data"/"shakespeare_char"/"val.bin", dtype=np.uint16))
-    place = SimpleNamespace(device=device, process_index=0, num_processes=1)
+    place = SimpleNamespace(device=device, process_index=0, num_processes=1, autocast=nullcontext)
     return score(lambda x: model(x, x)[0], valid, model.config.block_size, 128, accelerator=place)
 
 # %% ../nbs/09_benchmark.ipynb #77b833fb

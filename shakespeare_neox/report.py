@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_LINE', 'TEXT_KEYS', 'LICENCES', 'neox_report_main', 'StartEvent', 'LogEvent',
-           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'in_one_line',
+           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'first_line',
            'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'Progress', 'noted_signals', 'wandb_login',
            'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'init_wandb', 'start_wandb', 'model_files',
            'Board', 'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event', 'figures', 'read_run', 'fenced',
@@ -75,6 +75,7 @@ class EvaluationEvent:
     loss: Measured # nats per token
     bits_per_byte: Measured # the same, for each byte
     sample: str # what the model wrote
+    kept: bool = False # whether its model was the best so far
 
 EVENTS = dict(start=StartEvent, log=LogEvent, evaluation=EvaluationEvent)
 LONGEST_LINE = 2**24                         # bytes of one event
@@ -196,7 +197,7 @@ def describe(
     return f"{at}  loss {event['loss']:.4f}  rate {event['lr']:.1e}  {event['tokens_per_second']:,.0f} tokens/s  {int(left)//60}:{int(left)%60:02d} left"
 
 # %% ../nbs/03_report.ipynb #5a1f0e02
-def in_one_line(
+def first_line(
     error: BaseException, # perhaps without a text
 ) -> str: # at most 200 characters
     "What an exception says, in one line"
@@ -228,7 +229,7 @@ def new_axes(
     try:
         return plt.subplots(figsize=(width, height))[1]
     except ImportError as e:                            # no display, or a module that is not installed
-        say_once(f"matplotlib: {in_one_line(e)}; drawing without a window")
+        say_once(f"matplotlib: {first_line(e)}; drawing without a window")
         plt.switch_backend("agg")
         return plt.subplots(figsize=(width, height))[1]
 
@@ -293,7 +294,7 @@ class Progress:
                 self.draw(line)
                 return
             except Exception as e:                      # no plot is worth a run
-                say(f"the live plot failed ({type(e).__name__}: {in_one_line(e)}); from here on there are lines")
+                say(f"the live plot failed ({type(e).__name__}: {first_line(e)}); from here on there are lines")
                 self.kind = "lines"
         if self.kind == "terminal" and event["event"] == "log":
             self.bar.comment = line.split("  ", 1)[1]
@@ -410,7 +411,7 @@ def init_wandb(
             wandb.setup(wandb.Settings(silent=True))    # silent, it never prompts
             return wandb.init(mode=mode, **chosen), why
         except Exception as e:
-            why = f"{in_one_line(e)}; "
+            why = f"{first_line(e)}; "
             if wandb.run is None:
                 wandb.teardown()                        # which still holds the run's id
     return None, why
@@ -433,7 +434,7 @@ def start_wandb(
                       config=public(run.recipe.settings), settings=wandb.Settings(silent=True, console="off", **known))
         started, why = init_wandb(modes, why, chosen)
     except Exception as e:
-        started, why = None, f"{in_one_line(e)}; "
+        started, why = None, f"{first_line(e)}; "
     finally:
         if mode_before is not None:
             os.environ["WANDB_MODE"] = mode_before
@@ -474,7 +475,7 @@ class Board:
             yield
         except Exception as e:
             if not self.told:
-                say(f"W&B: {in_one_line(e)}; the run goes on without it")
+                say(f"W&B: {first_line(e)}; the run goes on without it")
             self.told = True
 
     def send(self,

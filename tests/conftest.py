@@ -12,8 +12,8 @@ import pytest
 TINY = ["num_layers=1", "hidden_size=32", "num_attention_heads=2", "seq_length=32", "max_position_embeddings=32", "train_iters=30",
         "eval_interval=15", "checkpoint_factor=15", "compile='off'", "sample_tokens=20"]
 NOTES = re.compile(r"\(command line\)$|; licence: |: not read: ")     # overrides and corpora are told before anything can go wrong
-SECONDS = float(os.environ.get("NEOX_TEST_SECONDS", 300))   # for one test, with the fixtures that it is the first to need
-SLOW = 4                                                    # times as many for a test that is marked slow
+SECONDS = float(os.environ.get("NEOX_TEST_SECONDS", 600))   # for one test, with the fixtures that it is the first to need
+SLOW = 3                                                    # times as many for a test that is marked slow
 stderr = None                                               # the real one, while pytest captures what tests write
 
 

@@ -1,5 +1,5 @@
 "The project around the library: recipes, links, notebooks, README, pins, the sample and the wheel. Needs a clone."
-import ast, importlib, importlib.util, io, json, re, shutil, subprocess, sys, tokenize, zipfile
+import ast, importlib, importlib.metadata, importlib.util, io, json, os, re, shutil, subprocess, sys, tokenize, zipfile
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -207,6 +207,30 @@ def test_a_page_that_was_never_run(plant, tmp_path):
     assert code == 2 and len(lines) == 1 and "tutorials/datasets.ipynb: cell 2 (f()) is the first of a page" in lines[0], lines
 
 
+# a test that hangs
+
+HANGS = {"in Python": "time.sleep(60)", "in C": "sum(range(10**12))"}     # the second hears no signal
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
+@pytest.mark.parametrize("where", HANGS)
+def test_a_test_that_hangs_ends(tmp_path, where):
+    "It fails alone where an exception reaches it; else the run ends and shows the line"
+    if where == "in Python":
+        pytest.importorskip("pytest_timeout")
+    shutil.copy(ROOT/"tests/conftest.py", tmp_path)
+    hangs = f"import time\ndef test_hangs():\n    {HANGS[where]}\ndef test_next(): pass\n"
+    (tmp_path/"test_it.py").write_text(hangs)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"NEOX_TEST_SECONDS": "2"},
+                          capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    if where == "in Python":
+        assert "1 failed, 1 passed" in done.stdout and "FAILED test_it.py::test_hangs" in done.stdout
+    else:
+        assert 'test_it.py", line 3 in test_hangs' in done.stderr
+
+
 # README, pins
 
 def test_readme_is_made_from_the_notebook(monkeypatch):
@@ -223,7 +247,8 @@ def test_readme_is_made_from_the_notebook(monkeypatch):
 def test_readme_begins_with_two_commands():
     fences = re.findall(r"^```sh\n(.*?)^```$", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert all(word in fences[0] for word in ("requirements.txt", "neox_train quickstart", "neox_generate"))
-    assert all(word in fences[1] for word in ("[dev]", "nbdev_test", "pytest"))
+    assert all(word in fences[1] for word in ("[dev]", "pytest"))
+    assert re.search("^OMP_NUM_THREADS=1 nbdev_test$", fences[1], re.M)      # workers with two threads each fight for two cores
 
 
 def test_version_in_one_place():
@@ -243,7 +268,54 @@ def test_pins_satisfy_the_ranges():
     for key in ("requirements", "datasets_requirements", "dev_requirements"):
         for wanted in map(requirements.Requirement, ini()[key].split()):
             assert wanted.specifier.contains(pins[name(wanted.name)], prereleases=True), f"{wanted}: pinned {pins[name(wanted.name)]}"
-    assert pins["torch"] == "2.13.0"
+    assert pins["torch"] == "2.13.0" and "python-fasthtml" not in pins
+
+
+def third_party():
+    "Each package that a module imports, wherever it stands, with the modules that do"
+    found = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"shakespeare_neox"}:
+                found.setdefault(name, set()).add(path.stem)
+    return found
+
+
+def test_what_is_imported_is_declared():
+    "Nothing is there only because another package brings it"
+    from packaging.utils import canonicalize_name as name
+    declared = {name(re.match(r"[\w.-]+", r)[0]) for r in ini()["requirements"].split()}
+    brings = importlib.metadata.packages_distributions()
+    undeclared = {module: where for module, where in third_party().items()
+                  if not declared & {name(d) for d in brings.get(module, [module])}}
+    assert undeclared == {}
+    assert "requests" not in declared
+
+
+def test_lower_bounds():
+    "Each requirement has one, and .ci/lowest.py names them as pip takes them"
+    requirements = pytest.importorskip("packaging.requirements")
+    wanted = list(map(requirements.Requirement, ini()["requirements"].split()))
+    done = subprocess.run([sys.executable, ROOT/".ci/lowest.py"], capture_output=True, text=True, check=True)
+    pins = dict(line.split("==") for line in done.stdout.splitlines())
+    assert list(pins) == [w.name for w in wanted]
+    for w in wanted:
+        assert str(w.specifier).count(">=") == 1 and w.specifier.contains(pins[w.name]), w
+        before = re.sub(r"\d+$", lambda last: str(int(last[0]) - 1), pins[w.name])
+        assert not w.specifier.contains(before), f"{w}: allows {before}, which nobody tried"
+    assert pins["torch"] == "2.9.1" and pins["transformers"] == "4.57.1"
+
+
+def test_python_versions():
+    "What the package claims is what CI runs"
+    claimed = {f"3.{v}" for v in re.findall(r"for v in \(([\d, ]+)\)", (ROOT/"setup.py").read_text())[0].split(", ")}
+    run = set(re.findall(r'python(?:-version)?: "(3\.\d+)"', (ROOT/".github/workflows/ci.yml").read_text()))
+    assert ini()["min_python"] in claimed and claimed <= run, (claimed, run)
 
 
 # the sample

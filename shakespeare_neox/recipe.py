@@ -651,7 +651,10 @@ TEXTS = ("data_path", "train_data_paths")
 
 class Settings(dict):
     "Merged settings that know where each came from"
-    def __init__(self, *args, **kwargs):
+    def __init__(self,
+        *args, # as of a dict
+        **kwargs, # as of a dict
+    ):
         super().__init__(*args, **kwargs)
         self.sources = {}           # key, with dots -> file and line, or "command line"; empty if given in Python
         self.layers = {}            # file, "command line" or "" -> the texts that it names

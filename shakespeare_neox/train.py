@@ -37,7 +37,7 @@ from .data import windows
 from .model import flops_per_token, sample, summary
 from .optimizer import moments_of
 from .recipe import Recipe, learning_rate, load_config, merge, parse_override, read_recipe, read_recipes, sort_settings, write_yaml
-from .report import Board, Log, Progress, TrainResult, best_event, in_one_line, noted_signals, start_wandb, write_report
+from .report import Board, Log, Progress, TrainResult, best_event, first_line, noted_signals, start_wandb, write_report
 from .run import LONG_RUN, Run, batch, check_alike, compile_model, digest, evaluate, forget_gradients, loss_of, make_run, train_step, training_settings, used_bytes
 
 # %% ../nbs/03_train.ipynb #7f2531e4
@@ -694,7 +694,7 @@ def train_recipe(
             try:
                 write_report(run.folder)
             except Exception as e:                                          # the model is there without it
-                say(f"the report failed: {in_one_line(e)}")
+                say(f"the report failed: {first_line(e)}")
         a.wait_for_everyone()                                               # the folder is whole for all
     return result
 

@@ -1,13 +1,5 @@
 "The project around the library: recipes, links, notebooks, README, pins, the sample and the wheel. Needs a clone."
-<<<<<<< HEAD
-<<<<<<< HEAD
-import ast, importlib, importlib.util, io, json, re, shutil, subprocess, sys, tokenize, zipfile
-=======
-import ast, importlib, importlib.metadata, importlib.util, json, os, re, shutil, subprocess, sys, zipfile
->>>>>>> w-ci
-=======
 import ast, importlib, importlib.metadata, importlib.util, io, json, os, re, shutil, subprocess, sys, tokenize, zipfile
->>>>>>> w-report
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path

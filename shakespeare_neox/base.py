@@ -6,10 +6,10 @@
 __all__ = ['STALE', 'MARK', 'LARGEST_JSON', 'COMMANDS', 'NeoxError', 'nearest', 'is_main', 'say', 'say_once', 'import_extra',
            'root_cause', 'hub_error', 'assets', 'home_folder', 'cache_folder', 'sync', 'reason', 'temporary',
            'remove_stale', 'write_whole', 'new_file', 'remove_empty', 'contents', 'read_mark', 'is_ours',
-           'check_replaceable', 'set_aside', 'discard', 'swap', 'recover', 'finish_folder', 'new_folder', 'keep_own',
-           'version', 'read_folder', 'owner_of', 'locked', 'checker', 'validate', 'without_twins', 'read_json',
-           'OneLineParser', 'flags', 'make_parser', 'tell_launcher', 'settle_streams', 'settle_folders',
-           'silence_output', 'parsed', 'command', 'slow_import', 'start']
+           'check_replaceable', 'set_aside', 'discard', 'swap', 'finish_folder', 'new_folder', 'keep_own', 'version',
+           'read_folder', 'owner_of', 'locked', 'checker', 'validate', 'without_twins', 'read_json', 'OneLineParser',
+           'flags', 'make_parser', 'tell_launcher', 'settle_streams', 'settle_folders', 'silence_output', 'parsed',
+           'command', 'slow_import', 'start']
 
 # %% ../nbs/00_base.ipynb #ca02cb69
 import argparse
@@ -316,7 +316,7 @@ def set_aside(
     path: Path, # a folder that `new_folder` replaces
 ) -> Path: # beside it
     "Where the former folder lies between the two renames of a replacement"
-    return path.with_name(f".{path.name}.neox-previous")
+    return path.parent/f".{path.name}.neox-previous"
 
 def discard(
     former: Path, # a folder that was replaced
@@ -351,13 +351,6 @@ def swap(
         discard(former, path)
     elif former.is_dir() and not any(former.iterdir()):
         former.rmdir()
-
-# %% ../nbs/00_base.ipynb #bff4219a
-def recover(
-    path: Path, # a folder that `new_folder` writes
-) -> Path: # the same path
-    "For callers that do not use `read_folder` yet"
-    return path
 
 # %% ../nbs/00_base.ipynb #4b129514
 def finish_folder(

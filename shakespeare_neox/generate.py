@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from .base import NeoxError, command, reason, say, set_aside
 from .checkpoints import find_model, shipped
+from .corpora import likely_encoding
 from .model import (LARGEST, Cache, GPTNeoX, context_start, find_folder, is_there,
                                     known_ids, read_shown)
 from .tokenizer import Tokenizer, load_tokenizer
@@ -578,10 +579,10 @@ def read_prompts(
     try: text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line, byte = content.count(b"\n", 0, e.start) + 1, content[e.start]
-        likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "cp1252"
-        raise NeoxError(f"{name}, line {line:,}: not UTF-8 (byte 0x{byte:02x}); save it as UTF-8, "
-                        "or convert it, if it is "
-                        f"{likely}: iconv -f {likely} -t utf-8") from None
+        likely = likely_encoding(content)
+        looks = f"; it looks like {likely}" if likely else ""
+        raise NeoxError(f"{name}, line {line:,}: not UTF-8 (byte 0x{byte:02x}){looks}; "
+                        "save it as UTF-8") from None
     for n, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
         if not file.endswith(".jsonl"):

@@ -402,7 +402,7 @@ def head(self: GPTNeoX,
 # %% ../nbs/02_model.ipynb #5a1c0e77
 @patch
 def use_onednn(self: GPTNeoX,
-    taken: bool = True, # what `fast_products` of 03_run says
+    taken: bool = True, # what `onednn_is_exact` of 03_run says
 ):
     "Tells the attention of each layer whether oneDNN has a CPU's fp32 products"
     for layer in self.gpt_neox.layers: layer.attention.onednn = taken

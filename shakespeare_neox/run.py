@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from .base import NeoxError, assets, cache_folder, is_ours, locked, new_folder, read_json, reason, say, write_whole
-from .corpora import Corpus, load_corpus
+from .corpora import Corpus, given_texts, load_corpus
 from .data import TokenFile, batch_starts, eval_batches, get_batch, preparation_key, prepare, windows, write_header
 from .model import GPTNeoX, ModelConfig, count_parameters, training_bytes
 from .optimizer import Average, make_optimizer
@@ -368,11 +368,7 @@ def run_corpus(
     "The texts of a run"
     if not c.train_data_paths:
         return load_corpus(c.data_path)
-    files = []
-    for part, names in (("train", c.train_data_paths), ("valid", c.valid_data_paths)):
-        for name in names:
-            files += [(path, part) for path, _ in load_corpus(name).files]
-    return Corpus("given texts", files)
+    return given_texts(c.train_data_paths, c.valid_data_paths)
 
 def open_data(
     c: TrainConfig, # where the data are

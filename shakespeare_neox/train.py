@@ -183,6 +183,7 @@ def save_state(
     best = run.best if math.isfinite(run.best) else None
     facts = dict(step=run.step, best=best, best_step=run.best_step, best_sha256=run.best_sha256, waited=run.waited, seconds=run.seconds,
                  reads=reads(run), data=run.fingerprints, scaler=scaler.state_dict() if scaler else None, versions=versions())
+    facts["unmoved"] = [name for name, p in run.plain_model.named_parameters() if not run.optimizer.state.get(p)]
     keep_model(run, run.folder/"last")             # first: a run killed between the two does this step again
     path = run.folder/"state"/f"step_{run.step}"
     make_room(path, "state")
@@ -228,6 +229,7 @@ class StateFacts:
     best_step: Annotated[int, Ge(0)] | None = None # step of the model in best/
     best_sha256: str | None = None # sum of its weights' file
     data: dict[str, str] | None = None # fingerprints of text and tokenizer
+    unmoved: list[str] | None = None # parameters that the optimizer has not moved yet
     sha256: str | None = None # sum of state.safetensors
 
 # %% ../nbs/03_train.ipynb #31c2bdff
@@ -299,8 +301,8 @@ def check_tensors(
     "Raises an error that names the first tensor of a state that is not what the run expects"
     file = run.folder/"state"/f"step_{facts.step}"/"state.safetensors"
     expected = expected_tensors(run)
-    if facts.step == 0 or facts.scaler and not any(name.startswith("optimizer|") for name in tensors):
-        expected = {name: kind for name, kind in expected.items() if not name.startswith("optimizer|")}    # before the first step
+    for name in facts.unmoved or ():                        # which have no moments
+        expected = {key: kind for key, kind in expected.items() if not key.startswith(f"optimizer|{name}|")}
     advice = f"it was made by another run; restore it from a copy, or remove {file.parent}"
     missing, strange = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     what = [f"lacks {name}" for name in missing[:1]] + [f"holds {name}" for name in strange[:1]]

@@ -1028,7 +1028,7 @@ def parse_hub_name(
 ) -> tuple: # repository, revision or None, folder
     "The parts of a dataset's name on the hub, which the hub's own rules allow"
     from huggingface_hub.utils import HFValidationError, validate_repo_id
-    match = re.fullmatch(r"hf:([^/@:]+/[^/@:]+)(?:@([\w./-]+))?(?::([\w./ -]+))?", name)
+    match = re.fullmatch(r"hf:([^/@:\s]+/[^/@:\s]+)(?:@([\w./-]+))?(?::([\w./ -]+))?", name)
     wrong = NeoxError(f"{name}: not a dataset's name; write hf:OWNER/NAME, "
                       "such as hf:roneneldan/TinyStories")
     if not match:

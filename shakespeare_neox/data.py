@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'USUAL_NAMES', 'LARGEST_VOCABULARY', 'GPT2_SPLIT', 'GPT4_SPL
            'neox_prepare_main', 'read_split', 'changed', 'by_position', 'by_document', 'divide', 'TokenHeader',
            'id_type', 'write_header', 'TokenFile', 'token_text', 'special_tokens', 'essential', 'Encoder',
            'first_difference', 'flat', 'starts_words', 'backend_alphabet', 'read_encoder', 'open_encoder',
-           'TokenWriter', 'counted', 'preparation_key', 'sample_of', 'check_space', 'Seen', 'tell_template', 'prepare',
+           'TokenWriter', 'counted', 'preparation_key', 'sample_of', 'check_space', 'tell_template', 'prepare',
            'windows', 'batch_starts', 'get_batch', 'eval_batches', 'output_name', 'set_workers', 'neox_prepare']
 
 # %% ../nbs/00_data.ipynb #c779785f
@@ -667,21 +667,6 @@ def check_space(
         raise NeoxError(f"{folder}: the token files need about {need/1e6:,.1f} MB, the disk has {free/1e6:,.1f} MB free; name a folder on another disk with --out")
 
 # %% ../nbs/00_data.ipynb #e52c4d07
-class Seen:
-    "A digest of what passes, as `count` takes it"
-    def __init__(self): self.digests = {}
-
-    def add(self,
-        part: str, # of the corpus's own division
-        text: str, # a piece
-        ends: bool, # whether the document ends with it
-    ):
-        "Takes a piece"
-        digest = self.digests.setdefault(part, hashlib.sha256())
-        digest.update(text.encode("utf-8", "surrogatepass"))
-        if ends:
-            digest.update(b"\xff")
-
 def tell_template(
     encoder, # as of `prepare`
 ):
@@ -715,13 +700,8 @@ def prepare(
         writers = {part: TokenWriter(tmp/f"{part}.bin", encoder, documents > 1) for part in wanted}
         for writer in writers.values():
             opened.enter_context(writer.file)                              # closed, whatever happens
-        seen = Seen()
         for part, piece, ends in divide(corpus, split, split_by):
             writers.get(part, writers["train"]).add(piece, ends)
-            seen.add(part if corpus.parts else "", piece, ends)
-        for part, counts in counted(corpus).items():
-            if counts.sha256 and seen.digests[part].hexdigest() != counts.sha256:
-                raise changed(corpus)
         for part, writer in writers.items():
             if writer.n_characters < 2:
                 raise NeoxError(f"the text has {sum(c.characters for c in counted(corpus).values()):,} characters, too short: split {split} leaves {writer.n_characters} for {part}; give more text")

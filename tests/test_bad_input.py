@@ -306,7 +306,7 @@ def test_prompt_and_sampling(trained, argv, parts, capsys):
 BAD_PROMPTS = {
     "missing": ("p.txt", None, ["p.txt", "no such file"]), "empty": ("p.txt", b"", ["p.txt", "no prompt in it"]),
     "blank": ("p.txt", b"\xef\xbb\xbf\n \r\n\n", ["p.txt", "no prompt in it"]), "blank jsonl": ("p.jsonl", b"\n\n", ["p.jsonl", "no prompt in it"]),
-    "latin1": ("p.txt", b"MARIAN:\n\ncaf\xe9\n", ["p.txt, line 3", "not UTF-8", "0xe9", "iconv"]),
+    "latin1": ("p.txt", b"MARIAN:\n\ncaf\xe9\n", ["p.txt, line 3", "not UTF-8", "0xe9", "cp1252"]),
     "too long": ("p.txt", b"MARIAN:\n" + b"a"*40, ["prompt 2 of 2", "40 tokens", "32", "by 8"]),
     "unknown character": ("p.txt", "M\n\nO\n☃".encode(), ["prompt 3 of 3 ('☃')", "U+2603"]),
     "no JSON": ("p.jsonl", b'{"prompt": "M"}\n\n{"prompt": "M"\n', ["p.jsonl, line 3", "not JSON"]),
@@ -439,9 +439,9 @@ def disk(here):
 
 def test_full_disk_while_preparing(disk, monkeypatch, capsys):
     put("text.txt"); prepare(["text.txt", "--out", "disk/tokens"])
-    untouched(prepare, ["sample", "--out", "disk/tokens"], capsys, "disk/tokens", "need about", "MB free", "--out")
+    untouched(prepare, ["sample", "--out", "disk/tokens", "--replace"], capsys, "disk/tokens", "need about", "MB free", "--out")
     monkeypatch.setattr(data_module, "check_space", lambda *args: None)                    # as if another program filled the disk meanwhile
-    untouched(prepare, ["sample", "--out", "disk/tokens"], capsys, "disk/tokens", "could not be written")
+    untouched(prepare, ["sample", "--out", "disk/tokens", "--replace"], capsys, "disk/tokens", "could not be written")
     assert os.listdir("disk") == ["tokens"]
 
 
@@ -517,7 +517,7 @@ def test_no_corpus(capsys):
 def test_full_disk_in_the_log(monkeypatch, capsys):
     usual = Path.open
     def full(self, *args, **kwargs):
-        if self.name == "log.jsonl" and args[:1] == ("a",): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.name == "log.jsonl" and args[:1] == ("ab",): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return usual(self, *args, **kwargs)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
@@ -553,10 +553,10 @@ def test_the_size_that_a_text_supports(kind, data, capsys):
     line = refuses(tokenizer, [data, "--kind", kind, "--vocab_size", "50000"], capsys)
     most = int(line.split("give ")[1].split()[0])
     for n in (most, most - 1):
-        tokenizer([data, "--kind", kind, "--vocab_size", str(n), "--out", "made"])
+        tokenizer([data, "--kind", kind, "--vocab_size", str(n), "--out", "made", "--replace"])
         assert f"{n:,} tokens" in capsys.readouterr().err
     before = tree("made")
-    refuses(tokenizer, [data, "--kind", kind, "--vocab_size", str(most + 1), "--out", "made"], capsys, f"give {most} or less")
+    refuses(tokenizer, [data, "--kind", kind, "--vocab_size", str(most + 1), "--out", "made", "--replace"], capsys, f"give {most} or less")
     assert tree("made") == before
 
 

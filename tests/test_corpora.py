@@ -265,14 +265,16 @@ def test_plain_wikitext_and_dolly(capsys):
 
 def test_two_tokenizers(capsys):
     text = load_corpus("sample").text
+    Path("more.txt").write_text(text[::-1])
     for name, kind in dict(letters="char", pairs="bpe").items():
         Path(name).mkdir(); train_tokenizer(text, kind, 300).save(name)
         succeeds(prepare, ["sample", "--tokenizer_path", name, "--out", f"{name}-tokens"], capsys)
+    succeeds(prepare, ["more.txt", "--tokenizer_path", "letters", "--out", "more-tokens"], capsys)
     lists = ["train_data_paths=[letters-tokens/train.bin, pairs-tokens/train.bin]", "valid_data_paths=[letters-tokens/valid.bin]", "data_path=", "vocab_file="]
     refuses(train, ["quickstart", *TINY, *lists], capsys, "pairs-tokens/train.bin", "made by another tokenizer")
     mixed = ["train_data_paths=[letters-tokens/train.bin, sample]", *lists[1:]]
     refuses(train, ["quickstart", *TINY, *mixed], capsys, "sample", "a corpus among token files")
-    joined = ["train_data_paths=[letters-tokens/train.bin, letters-tokens/valid.bin]", *lists[1:]]
+    joined = ["train_data_paths=[letters-tokens/train.bin, more-tokens/train.bin]", *lists[1:]]
     assert "best" in succeeds(train, ["quickstart", *TINY, *joined, "train_iters=2"], capsys).out
 
 

@@ -362,24 +362,18 @@ def test_ids_beyond_the_count_of_tokens(tmp_path):
 
 # preparing
 
-class Replaced:
-    "A corpus whose text is another one at the second pass"
-    name, parts = "replaced", []
-    def __init__(self, *texts):
-        self.texts, self.passes = texts, 0
-        self.counts = load_corpus("sample").count.__func__(self)
-    def documents(self, part=None):
-        text = self.texts[min(self.passes, len(self.texts) - 1)]
-        self.passes += 1
-        yield None, [text]
-
-
 @pytest.mark.parametrize("second", [PLAY.replace("ink", "pen"), PLAY + "more", PLAY[:-1], PLAY[1:]], ids=["same length", "longer", "shorter", "cut"])
-def test_a_text_replaced_while_it_is_prepared_is_refused(second, tmp_path):
-    encoder = train_tokenizer(PLAY + second)
-    with pytest.raises(NeoxError, match="changed while it was being prepared"): prepare(Replaced(PLAY, second), encoder, tmp_path/"made")
-    assert not (tmp_path/"made").exists()
-    assert len(prepare(Replaced(PLAY, PLAY), encoder, tmp_path/"made")) == 2
+def test_a_text_replaced_while_it_is_prepared_is_refused(second, here):
+    encoder, play = train_tokenizer(PLAY + second), here/"play.txt"
+    play.write_text(PLAY)
+    corpus = load_corpus("play.txt")
+    assert corpus.counts.characters == len(PLAY)                            # the first pass
+    play.write_text(second)
+    with pytest.raises(NeoxError, match="changed"):
+        prepare(corpus, encoder, here/"made")
+    assert not (here/"made").exists()
+    play.write_text(PLAY)
+    assert len(prepare(corpus, encoder, here/"made")) == 2
 
 
 def records(path, *texts): path.write_text("".join(json.dumps(dict(text=t)) + "\n" for t in texts))

@@ -264,15 +264,27 @@ def test_names_that_are_no_places_stay(run, name):
     assert f"| text | {name} |" in texts["README.md"]
 
 
+def around(folder):
+    "The files of a folder, and the names beside it"
+    return tree(folder), sorted(os.listdir(folder.parent))
+
+
+def unreported(folder):
+    "The same without the report, which may be written anew"
+    files, names = around(folder)
+    contents = {name: facts and facts[0] for name, facts in files.items()}
+    return {name: facts for name, facts in contents.items() if not name.endswith(("report.md", "loss.png"))}, names
+
+
 NAMES = ["../..", "me/..", "../x", "./x", "me/../x", "me//x", "/x", "me/", "me/x y", "me/-x", "me/x.", "me/a--b", "me/x.git", "ü/x", "me/x\ny",
          "me/" + "x"*97, "C:/x", "me/x'y"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_leads_elsewhere(run, here, name, capsys):
-    before = tree(here.parent)
+    before = around(here)
     refuses(neox_report_main, ["lesson", "--push_to_hub", name, "--dry_run", "card"], capsys, "OWNER/NAME")
-    assert tree(here.parent) == before
+    assert around(here) == before
 
 
 def test_a_dry_run_replaces_nothing_of_a_person(run, here, capsys):
@@ -283,9 +295,9 @@ def test_a_dry_run_replaces_nothing_of_a_person(run, here, capsys):
     Path("link").symlink_to("mine")
     write_report(run)
     for place in ("mine", "lesson", "lesson/best", ".", "..", "link", "mine/notes.md"):
-        before = {k: v and v[0] for k, v in tree(here.parent).items() if not k.endswith(("report.md", "loss.png"))}
+        before = unreported(here)
         refuses(neox_report_main, ["lesson", "--push_to_hub", "me/tiny", "--dry_run", place, "--replace"], capsys, "name a new folder")
-        assert {k: v and v[0] for k, v in tree(here.parent).items() if not k.endswith(("report.md", "loss.png"))} == before, place
+        assert unreported(here) == before, place
 
 
 def test_a_dry_run_replaces_its_own_when_asked(run, capsys):

@@ -3,6 +3,7 @@ import math
 import re
 import signal
 from pathlib import Path
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +58,7 @@ def planted(monkeypatch, losses):
     left = iter(losses)
     run = SimpleNamespace(model=SimpleNamespace(train=lambda: None))
     monkeypatch.setattr(module, "make_run", lambda recipe: run)
+    monkeypatch.setattr(module, "training_settings", nullcontext)
     monkeypatch.setattr(module, "train_step", lambda run, step, rate: (torch.tensor(next(left)), None))
 
 

@@ -228,7 +228,7 @@ def test_token_file_round_trip(tmp_path_factory, ids, n_bytes):
 
 # stop strings and streaming
 
-MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=999))
+MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=999, padded_vocab_size=999), special_ids={})
 
 
 def both(tokenizer, ids, stop):

@@ -12,7 +12,7 @@ from shakespeare_neox.train import saved_steps, train
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 TINY = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary", hidden_dropout=0.1, attention_dropout=0.1,
-            data_path="sample", split="90,1,9", train_iters=200, train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=2, precision="fp32",
+            data_path="sample", split="90,1,9", train_iters=400, train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=2, precision="fp32",
             optimizer=dict(type="Muon", params=dict(lr=0.01, adam_lr=3e-3)), average_steps=4, warmup=0.05, lr_decay_style="cosine", eval_interval=14, log_interval=1,
             checkpoint_factor=4, keep_last_n_checkpoints=2, sample_tokens=4, compile="off", seed=7)
 CHANCE = random.SystemRandom()

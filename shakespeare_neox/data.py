@@ -232,6 +232,10 @@ class Encoder:
             backend.model.dropout = None
         self.backend, self.config, self.files = backend, dict(config or {}), files or {}
         self.lossy = lossy or self.config.get("lossy") is True
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+        if self.vocab_size > LARGEST_VOCABULARY:
+            raise NeoxError(f"its largest id is {self.vocab_size - 1:,}, "
+                            f"more than {LARGEST_VOCABULARY:,} tokens are not supported")
         spec = json.loads(backend.to_str())
         self.set_special_tokens(spec)
         self.set_rules(spec)
@@ -302,9 +306,6 @@ def set_special_tokens(self: Encoder,
     self.special_tokens = roles
     marked = {token["id"] for token in spec["added_tokens"] if token["special"]}
     self.special_ids = marked | {i for i in (*ids.values(), self.unk_id) if i is not None}
-    self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=0)
-    if self.vocab_size > LARGEST_VOCABULARY:
-        raise NeoxError(f"its largest id is {self.vocab_size - 1:,}, more than {LARGEST_VOCABULARY:,} tokens are not supported")
 
 @patch
 def save(self: Encoder,

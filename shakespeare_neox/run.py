@@ -6,12 +6,12 @@
 __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'LONG_RUN', 'LAUNCHED', 'OTHER_MASKS', 'NO_MEMORY',
            'best_precision', 'has_bf16', 'pick_precision', 'onednn_products', 'onednn_is_exact', 'glibc', 'kept_memory',
            'TorchSettings', 'random_states', 'restore_random', 'compile_model', 'run_tokenizer', 'check_alphabet',
-           'digest_of_version', 'digest', 'text_digest', 'check_apart', 'cached_tokens', 'token_files', 'open_cached',
-           'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached', 'device_bytes',
-           'used_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator', 'settle_batch',
-           'steps_of', 'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of', 'batch',
-           'gradient_norm', 'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step', 'move_weights',
-           'score', 'summed_loss', 'evaluate']
+           'digest_of_version', 'digest', 'check_apart', 'cached_tokens', 'token_files', 'open_cached', 'join_tokens',
+           'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached', 'device_bytes', 'used_bytes',
+           'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator', 'settle_batch', 'steps_of',
+           'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of', 'batch', 'gradient_norm',
+           'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step', 'move_weights', 'score',
+           'summed_loss', 'evaluate']
 
 # %% ../nbs/03_run.ipynb #5b5f5b3e
 import copy
@@ -249,14 +249,8 @@ def digest(
         raise NeoxError(f"{path}: could not be read ({reason(e)})") from None
 
 # %% ../nbs/03_run.ipynb #f08b2c6d
-def text_digest(
-    path: Path, # a file of text, records or token ids
-) -> str: # SHA-256 of what is trained on
-    "The sum of a file's text; of its bytes, if they are token ids"
-    return digest(path) if Path(path).suffix == ".bin" else Corpus("", [(path, "")]).counts.sha256
-
 def check_apart(
-    files: list, # (path, part) of each; part is "train" or "valid"
+    files: list, # (path, part) of each token file; part is "train" or "valid"
 ):
     "Raises an error where a file to score is trained on"
     sides = {part: [Path(p) for p, of in files if of == part] for part in ("train", "valid")}
@@ -265,8 +259,7 @@ def check_apart(
         for train in sides["train"]:
             a, b = facts[valid], facts[train]
             same = (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
-            alike = a.st_size == b.st_size or ".gz" in (valid.suffix, train.suffix)
-            if same or alike and text_digest(valid) == text_digest(train):
+            if same or a.st_size == b.st_size and digest(valid) == digest(train):
                 names = f"{train} is" if train == valid else f"{train} and {valid} are"
                 what = "the same file" if same else "the same text"
                 raise NeoxError(f"{names} {what}, both trained on and scored; give other texts in valid_data_paths")
@@ -382,8 +375,6 @@ def open_data(
     if any(str(p).endswith(".bin") for p in given) or not given and is_prepared(c.data_path):
         return *open_prepared(c), "unknown"
     corpus = run_corpus(c)
-    if corpus.parts:
-        check_apart(corpus.files)
     tokenizer = run_tokenizer(c, corpus.counts.alphabet)
     check_alphabet(c, tokenizer, corpus)
     folder = cache_folder()/"tokens"/preparation_key(corpus, tokenizer, c.split)

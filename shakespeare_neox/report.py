@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_LINE', 'TEXT_KEYS', 'LICENCES', 'neox_report_main', 'StartEvent', 'LogEvent',
-           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'describe', 'first_line',
-           'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'Progress', 'noted_signals', 'wandb_login',
-           'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'init_wandb', 'start_wandb', 'model_files',
-           'Board', 'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event', 'figures', 'read_run', 'fenced',
-           'report_text', 'write_figure', 'write_report', 'check_hub_name', 'model_card', 'upload', 'gather',
-           'push_to_hub', 'neox_report']
+           'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'run_mark', 'note_in_mark', 'describe',
+           'first_line', 'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'Progress', 'noted_signals',
+           'wandb_login', 'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'init_wandb', 'start_wandb',
+           'model_files', 'Board', 'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event', 'figures',
+           'read_run', 'fenced', 'report_text', 'write_figure', 'write_report', 'check_hub_name', 'model_card',
+           'upload', 'gather', 'push_to_hub', 'neox_report']
 
 # %% ../nbs/03_report.ipynb #278f0f73
 import io
@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 from annotated_types import Ge, Le, MaxLen, MinLen
 from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
-from .base import (NeoxError, command, home_folder, hub_error, nearest, new_folder, read_folder, read_json,
+from .base import (MARK, NeoxError, command, home_folder, hub_error, is_ours, nearest, new_folder, read_folder, read_json,
                                    read_mark, reason, say, say_once, validate, without_twins, write_whole)
 from .model import count_parameters, from_hf
 from .recipe import read_recipe, write_yaml
@@ -182,6 +182,21 @@ class Log:
         values = [(event["step"], event[key]) for event in self.events if event["event"] == kind]
         pairs = [(step, value) for step, value in values if value is not None and math.isfinite(value)]
         return [step for step, _ in pairs], [value for _, value in pairs]
+
+# %% ../nbs/03_report.ipynb #a3b1c0d5
+def run_mark(
+    folder: Path, # any folder
+) -> dict: # what is noted there; empty where there is no mark
+    "The mark of a run's folder"
+    return read_mark(Path(folder)) if is_ours(folder, "run") else {}
+
+def note_in_mark(
+    folder: Path, # of a run; it exists
+    **facts, # to be noted, by their names
+):
+    "Marks a folder as a run's, and notes facts about it"
+    mark = dict(kind="run", files={}) | run_mark(folder) | facts
+    write_whole(Path(folder)/MARK, json.dumps(mark, indent=1))
 
 # %% ../nbs/03_report.ipynb #2fe4a0c8
 def describe(

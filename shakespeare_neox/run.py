@@ -6,12 +6,12 @@
 __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'LONG_RUN', 'LAUNCHED', 'OTHER_MASKS', 'NO_MEMORY',
            'best_precision', 'has_bf16', 'pick_precision', 'onednn_products', 'onednn_is_exact', 'glibc', 'kept_memory',
            'TorchSettings', 'random_states', 'restore_random', 'compile_model', 'run_tokenizer', 'check_alphabet',
-           'digest_of_version', 'digest', 'check_apart', 'cached_tokens', 'token_files', 'open_cached', 'join_tokens',
-           'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached', 'device_bytes', 'used_bytes',
-           'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator', 'settle_batch', 'steps_of',
-           'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of', 'batch', 'gradient_norm',
-           'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step', 'move_weights', 'score',
-           'summed_loss', 'evaluate']
+           'digest_of_version', 'digest', 'check_apart', 'cached_tokens', 'cached_or_made', 'token_files',
+           'open_cached', 'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached',
+           'device_bytes', 'used_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator',
+           'settle_batch', 'steps_of', 'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of',
+           'batch', 'gradient_norm', 'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step',
+           'move_weights', 'score', 'summed_loss', 'evaluate']
 
 # %% ../nbs/03_run.ipynb #5b5f5b3e
 import copy
@@ -21,9 +21,10 @@ import os
 import random
 import re
 import shutil
+import stat
 import sys
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -244,6 +245,8 @@ def digest(
     "The sum of a file, read once for each version of it"
     try:
         facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):                 # a pipe would be waited for without end
+            raise NeoxError(f"{path}: is not a file")
         return digest_of_version(str(path), (facts.st_size, facts.st_dev, facts.st_ino, facts.st_mtime_ns))
     except OSError as e:
         raise NeoxError(f"{path}: could not be read ({reason(e)})") from None
@@ -271,6 +274,18 @@ def cached_tokens(
     fingerprint: str, # of its tokenizer
 ) -> dict: # part -> TokenFile
     "An entry of the cache: whole, made by one process alone, made again if it was damaged"
+    try:
+        return cached_or_made(folder, make, fingerprint)
+    except OSError as e:
+        raise NeoxError(f"{e.filename or folder}: the cache could not be used ({reason(e)}); "
+                        "set NEOX_CACHE to a folder in which this user may write") from None
+
+def cached_or_made(
+    folder: Path, # an entry of the cache
+    make, # a function that makes it
+    fingerprint: str, # of its tokenizer
+) -> dict: # part -> TokenFile
+    "An entry of the cache, from its files or made anew"
     sums = folder.with_name(f"{folder.name}.sums.json")
     try:
         return open_cached(folder, sums, fingerprint)
@@ -453,6 +468,7 @@ class Run:
     best_lost: bool = False # whether best/ is not that model
     held: bool = False # whether this process holds its folder
     claimed: bytes = None # the content of config.yml in its folder
+    models: dict = field(default_factory=dict) # folder of a model that it wrote -> sum of its weights' file
     waited: int = 0 # evaluations since then
     seconds: float = 0.0 # spent in steps
     compiled: bool = False # whether the model is

@@ -9,10 +9,10 @@ __all__ = ['KEPT_OR_SHOWN', 'FREE', 'PASSES', 'OWN', 'WORK', 'neox_train_main', 
            'save_state', 'drop_states', 'DamagedState', 'Reads', 'StateFacts', 'read_state', 'check_origin',
            'kept_settings', 'changes', 'check_settings', 'expected_tensors', 'check_tensors', 'load_state', 'resume',
            'set_state_aside', 'check_best', 'holds_work', 'is_run', 'differences', 'check_free', 'claim_folder',
-           'write_config', 'check_states', 'held_folder', 'removed_if_unused', 'check_folder', 'check_finite',
-           'evaluate_and_keep', 'find_lost_best', 'steps_per_epoch', 'keep_epoch', 'log_step', 'talk_group',
-           'stop_signal', 'together', 'loop', 'compile_if_it_pays', 'train_recipe', 'train_and_log', 'stop',
-           'result_of', 'train', 'dry_run', 'neox_train']
+           'is_noted', 'write_config', 'check_states', 'held_folder', 'removed_if_unused', 'check_folder',
+           'check_finite', 'evaluate_and_keep', 'find_lost_best', 'steps_per_epoch', 'keep_epoch', 'log_step',
+           'talk_group', 'stop_signal', 'together', 'loop', 'compile_if_it_pays', 'train_recipe', 'train_and_log',
+           'stop', 'result_of', 'train', 'dry_run', 'neox_train']
 
 # %% ../nbs/03_train.ipynb #2e71f36b
 import itertools
@@ -581,6 +581,12 @@ def claim_folder(
     run.claimed = path.read_bytes()
     return resume(run)
 
+def is_noted(
+    mark: dict, # of a run's folder; empty where there is none
+) -> bool:
+    "Whether a training, not only a report, noted what a run saved"
+    return "config" in mark or "saved" in mark
+
 def write_config(
     run: Run, # about to start
     mark: dict, # of its folder; empty where there is none
@@ -592,7 +598,7 @@ def write_config(
     if new:
         text = write_yaml({k: v for k, v in run.recipe.settings.items() if k not in ("save", "load")})
         facts["config"] = sha256(text.encode()).hexdigest()
-    elif not mark:                                          # of a former version, which marked no folder
+    elif not is_noted(mark):                                # of a former version, which marked no folder
         models = [run.folder/"last", *(run.folder/"epochs").glob("epoch_*")]
         run.models = {name_in(run, path): digest(path/"model.safetensors") for path in models if (path/"model.safetensors").is_file()}
         facts = dict(models=run.models, saved=max(saved_steps(run.folder), default=None))
@@ -618,7 +624,7 @@ def check_states(
         raise NeoxError(f"{state}: {what}; put the folder back, or train anew: {new_try(run)}")
     log = read_log(folder) if (folder/"log.jsonl").exists() else []
     left = [name for name in ("best", "last") if (folder/name).exists()] + ["log.jsonl"]*any(event["step"] for event in log)
-    if mark.get("saved") is not None or left and not mark:
+    if mark.get("saved") is not None or left and not is_noted(mark):
         raise NeoxError(f"{state}: holds no state, though this run has trained before ({', '.join(left)}); put the states back, or train anew: {new_try(run)}")
     if left and run.accelerator.is_main_process:
         say(f"{folder}: the run there ended before its first state; it begins anew")

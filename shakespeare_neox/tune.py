@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['ONE_VALUE', 'HEAD', 'neox_tune_main', 'RateCurve', 'check_range', 'find_rate', 'parse_axis', 'grid', 'Sweep',
-           'point_name', 'run_point', 'is_rate_picture', 'claim_sweep', 'tune', 'sweep_table', 'write_sweep',
-           'as_number', 'suggest_rate', 'neox_tune']
+           'point_name', 'run_point', 'is_rate_picture', 'claim_sweep', 'held_sweep', 'tune', 'run_points',
+           'sweep_table', 'write_sweep', 'as_number', 'suggest_rate', 'neox_tune']
 
 # %% ../nbs/03_tune.ipynb #17d418d4
 import copy
 import itertools
 import math
 import re
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from fastcore.basics import patch
-from .base import NeoxError, command, reason, say, write_whole
+from .base import NeoxError, command, locked, reason, remove_empty, say, write_whole
 from .recipe import Recipe, load_config, merge, parse_override, read_recipes, sort_settings
 from .report import import_matplotlib, first_line, write_figure
 from .run import make_run, train_step, training_settings
@@ -182,10 +183,27 @@ def claim_sweep(
     if folder.exists() and not folder.is_dir():
         raise NeoxError(f"{folder}: is a file; give another folder (--checkpoint_dir)")
     ours = page.is_file() and HEAD in page.read_text(encoding="utf-8", errors="replace")
-    names = sorted(p.name for p in folder.iterdir() if not is_rate_picture(p)) if folder.exists() else []
+    others = folder.iterdir() if folder.exists() else []
+    names = sorted(p.name for p in others if p.name not in (".lock", ".lock.owner") and not is_rate_picture(p))
     if names and not ours:
         raise NeoxError(f"{folder}: holds other files ({', '.join(names[:3])}{', ...'*(len(names) > 3)}); "
                         "give another folder (--checkpoint_dir)")
+
+@contextmanager
+def held_sweep(
+    folder: Path, # of a sweep
+):
+    "Keeps a sweep's folder for this process alone"
+    claim_sweep(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with ExitStack() as stack:
+        stack.callback(remove_empty, missing)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder/".lock", str(folder), wait=False))
+        except OSError as e:
+            raise NeoxError(f"{folder}: could not be written ({reason(e)}); give another --checkpoint_dir") from None
+        yield
 
 def tune(
     *recipes: str, # names or paths of recipes
@@ -197,8 +215,18 @@ def tune(
     for word in fixed + sum(points, []):
         parse_override(word)                            # what is no value is found before anything is trained
     folder = Path(folder or f"runs/{name}-tune")
-    claim_sweep(folder)
-    sweep = Sweep(folder, [], [word.split("=")[0] for word in points[0]])
+    with held_sweep(folder):
+        return run_points(name, shared, points, fixed, Sweep(folder, [], [word.split("=")[0] for word in points[0]]))
+
+def run_points(
+    name: str, # of the recipe
+    shared: dict, # settings of all runs
+    points: list, # words of each setting
+    fixed: list, # words that are the same in all
+    sweep: Sweep, # without rows
+) -> Sweep: # the best setting first
+    "Trains one setting after another"
+    folder = sweep.folder
     write_sweep(sweep)
     for number, point in enumerate(points, 1):
         settings = copy.deepcopy(shared)

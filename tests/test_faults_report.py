@@ -204,6 +204,45 @@ def test_of_two_files_one_cannot_be_written(run, blocked, written, capsys):
     assert not [p for p in run.iterdir() if "tmp" in p.name]
 
 
+CHANGED = {"report.md": lambda path: path.write_text(path.read_text() + "\nNOTES\n"), "loss.png": lambda path: path.write_bytes(b"mine")}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_report_with_notes_is_not_replaced(run, name, capsys):
+    "Neither by the same report nor by a newer one; a publication does not replace it either"
+    write_report(run)
+    CHANGED[name](run/name)
+    before = (run/name).read_bytes()
+    write_log(run, START, STEP, {**SCORE, "loss": 3.125})
+    for words in ([], ["--push_to_hub", "me/tiny", "--dry_run", "card"]):
+        refuses(neox_report_main, ["lesson", *words], capsys, f"lesson/{name}: is not what this library wrote there", "neox_report lesson")
+        assert (run/name).read_bytes() == before
+    (run/name).rename(run/"mine")
+    write_report(run)
+    assert (run/"mine").read_bytes() == before and "3.1250 nats" in (run/"report.md").read_text()
+    write_log(run, START, STEP, SCORE)
+    assert "3.2500 nats" in write_report(run).read_text()                    # what it wrote itself is replaced
+
+
+@POSIX
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_report_that_is_a_link_is_not_replaced(run, here, name, capsys):
+    (here/"elsewhere").write_text("mine")
+    (run/name).symlink_to(here/"elsewhere")
+    refuses(neox_report_main, ["lesson"], capsys, f"lesson/{name}: is a link, and is not replaced")
+    assert (run/name).is_symlink() and (here/"elsewhere").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number, advice", [(28, "make room there"), (13, "let this user write there"), (30, "a disk that can be written")])
+def test_why_a_report_cannot_be_written(run, number, advice, monkeypatch, capsys):
+    "Room is asked for where room is missing only"
+    import shakespeare_neox.report as report_module
+    def fails(*args): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(report_module, "write_whole", fails)
+    line = refuses(neox_report_main, ["lesson"], capsys, os.strerror(number), advice)
+    assert ("room" in line) == (number == 28)
+
+
 def test_a_page_that_nothing_breaks(run, monkeypatch):
     "Samples and settings with backticks and odd ends of line stay where they belong; a run may be the folder one is in"
     sample = "```\nA\u2028B\x0bC\n# D"

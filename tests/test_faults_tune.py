@@ -121,7 +121,7 @@ def test_two_points(here, capsys):
     result = sweep("optimizer.params.lr=1e-3,2e-2")
     assert [row["error"] for row in result.rows] == ["", ""] and result.rows[0]["loss"] <= result.rows[1]["loss"]
     folder = Path("runs/quickstart-tune")
-    assert {p.name for p in folder.iterdir()} == {"tune.md", "tune.png", "optimizer.params.lr_1e-3", "optimizer.params.lr_2e-2"}
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {"tune.md", "tune.png", "optimizer.params.lr_1e-3", "optimizer.params.lr_2e-2"}
     assert set(rows(folder)) == {"lr=1e-3", "lr=2e-2"} and repr(result) in (folder/"tune.md").read_text()
     for row in result.rows:
         assert rows(folder)[row["setting"]][0] == f"{row['loss']:.4f}"
@@ -231,6 +231,20 @@ def test_a_folder_of_somebody_else(here, capsys, there):
     refuses(neox_tune_main, ["quickstart", "seed=1,2", *SHARED, "--checkpoint_dir", "mine"], capsys, "mine", "holds other files", there)
     assert tree(here) == before
     refuses(neox_tune_main, ["quickstart", "seed=1,2", *SHARED, "--checkpoint_dir", f"mine/{there}"], capsys, "is a file")
+
+
+def test_two_sweeps_in_one_folder(here, monkeypatch, capsys):
+    "The second gets one line that names the first, and writes nothing into its table"
+    words = ["quickstart", "seed=1,2", *SHARED]
+    def train(recipe, shown):
+        before = tree(here)
+        refuses(neox_tune_main, words, capsys, "runs/quickstart-tune is in use by process")
+        assert tree(here) == before
+        return RESULT
+    monkeypatch.setattr(module, "train_recipe", train)
+    neox_tune_main(words)
+    assert {key: cells[0] for key, cells in rows("runs/quickstart-tune").items()} == {"seed=1": "2.5000", "seed=2": "2.5000"}
+    neox_tune_main(words)                                                    # nobody holds it any more
 
 
 def test_a_table_that_cannot_be_written(here, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, refuses, succeeds
+from conftest import TINY, refuses, succeeds, tree
 from safetensors.torch import load_file, save_file
 
 import shakespeare_neox.run as run_module
@@ -529,6 +529,7 @@ DAMAGED = {
     "cut off": (lambda s: os.truncate(s/"state.safetensors", 5000), "its sum"),
     "no tensors": (lambda s: (s/"state.safetensors").unlink(), "state.safetensors: is missing"),
     "no JSON": (lambda s: (s/"state.json").write_text("{"), "is not JSON"),
+    "no sum": (lambda s: edit(s, sha256=None), "sha256: "), "no origin": (lambda s: edit(s, data=None), "data: "),
     "a list": (lambda s: (s/"state.json").write_text("[1]"), "state.json"),
     "no step": (lambda s: (s/"state.json").write_text("{}"), "step: field required"),
     "negative step": (lambda s: edit(s, step=-3), "step: input should be greater than or equal to 0"),
@@ -683,6 +684,260 @@ def test_best_is_younger_than_the_state(monkeypatch, capsys):
     assert "run/best: is not the model of the best score so far (step 4); the next evaluation puts its model there" in said
     assert [(e["step"], e["kept"]) for e in events("run", "evaluation")] == [(4, True), (8, True), (12, False)]
     assert result.best_loss == 3.5
+
+
+# what is a person's, and what the run had saved
+
+def other_model(folder, **settings):
+    "The model of another run"
+    train("quickstart", save="other", **{**SMALL, "seed": 99, **settings})
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.move("other/best", folder)
+    return (Path(folder)/"model.safetensors").read_bytes()
+
+
+FOREIGN = {"a program": {"config.yml": "database: postgres\n", "main.py": "x\n"}, "a report too": {"config.yml": "a: 1\n", "report.md": "mine\n"},
+           "a log of something": {"config.yml": "a: 1\n", "log.jsonl": "started\n"}, "a recipe with a comment": None}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_config_of_somebody_else(kind, trained, capsys):
+    "A folder that no run made is left as it is, whatever its config.yml holds"
+    Path("run").mkdir()
+    files = FOREIGN[kind] or {"config.yml": "# my own\n" + (trained/"config.yml").read_text()}
+    for name, text in files.items(): (Path("run")/name).write_text(text)
+    before = tree("run")
+    line = refuses(neox_train_main, RUN, capsys, "run: holds a config.yml, and is no run's folder", "--checkpoint_dir")
+    assert tree("run") == before and "Traceback" not in line
+
+
+def test_an_edited_config_of_a_run_that_saved_nothing(monkeypatch, capsys):
+    "What a person wrote there is not replaced; it can be trained, though"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20)
+        refuses(neox_train_main, RUN, capsys, "no state was saved yet", steps=True)
+    config = Path("run/config.yml")
+    config.write_text("# mine\n" + config.read_text().replace("seed: 1337", "seed: 4"))
+    before = config.read_text()
+    refuses(neox_train_main, RUN, capsys, "holds another run (seed: 4 there, 1337 here)", steps=True)
+    assert config.read_text() == before
+    succeeds(neox_train_main, ["run/config.yml", "--checkpoint_dir", "run"], capsys)
+    assert config.read_text() == before and saved_steps("run")[-1] == 30
+
+
+def unmarked(folder="run"):
+    "The folder of a run as former versions left it"
+    (Path(folder)/".shakespeare_neox.json").unlink()
+
+
+def test_a_run_of_a_former_version(saved, capsys):
+    "It goes on, with nothing moved aside, and is not taken over"
+    expected = weights("run")
+    shutil.rmtree(saved); shutil.rmtree("run/best"); unmarked()
+    refuses(neox_train_main, [*RUN, "seed=3"], capsys, "holds another run", steps=True)
+    said = succeeds(neox_train_main, RUN, capsys).err
+    assert "goes on from step 15" in said and "is kept as" not in said and far(weights("run"), expected) == 0
+    unmarked(); shutil.rmtree("run/state"); shutil.rmtree("run/best"); shutil.rmtree("run/last")
+    before = tree("run")
+    refuses(neox_train_main, [*RUN, "seed=3"], capsys, "holds another run", steps=True)
+    refuses(neox_train_main, RUN, capsys, "run/state: holds no state", steps=True)
+    assert tree("run") == before
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+@pytest.mark.parametrize("when", ["stopped", "training"])
+def test_a_model_of_another_run_in_its_folders_is_kept(name, when, capsys):
+    "Also where it bears this library's mark, and has the same files and sizes"
+    if when == "training":
+        contents = []
+        train("quickstart", callback=during(4, lambda: contents.append(other_model(f"run/{name}"))), save="run", **{**SMALL, "checkpoint_factor": 2})
+    else:
+        with pytest.raises(KeyboardInterrupt): train("quickstart", callback=during(4, lambda: signal.raise_signal(signal.SIGINT)), save="run", **SMALL)
+        contents = [other_model(f"run/{name}")]
+        train("quickstart", save="run", **SMALL)
+    aside = {p.name: p for p in Path("run").glob(f"{name}.*")}
+    assert list(aside) == [f"{name}.2"] and (aside[f"{name}.2"]/"model.safetensors").read_bytes() == contents[0]
+    assert f"it is kept as run/{name}.2" in capsys.readouterr().err
+    train("quickstart", save="whole", **SMALL)
+    assert far(weights("run"), weights("whole")) == 0
+
+
+def to_nowhere(state): shutil.rmtree(state); state.symlink_to("/nowhere/at/all")
+
+
+def to_file(state): shutil.rmtree(state); state.write_text("mine")
+
+
+GONE = {"removed": (shutil.rmtree, "holds no state"), "emptied": (lambda s: [shutil.rmtree(p) for p in s.iterdir()], "holds no state"),
+        "a file": (to_file, "is not a folder"), "a link to nowhere": (to_nowhere, "is a link to /nowhere/at/all, which is not there")}
+
+
+@pytest.mark.parametrize("last", ["there", "removed"])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=posix) if "link" in k else k for k in GONE])
+def test_nothing_is_begun_anew_over_a_run(kind, last, saved, capsys):
+    "Without its states a run is refused, and the advised command trains elsewhere"
+    damage, part = GONE[kind]
+    damage(Path("run/state"))
+    if last == "removed": shutil.rmtree("run/last")
+    before = tree("run")
+    line = refuses(neox_train_main, RUN, capsys, "run/state: ", part, steps=True)
+    assert tree("run") == before
+    words = shlex.split(re.search(r"train anew: neox_train (.+)", line)[1])
+    assert words == ["run/config.yml", "--checkpoint_dir", "run-2"]
+
+
+def test_a_state_that_may_not_be_listed(saved, monkeypatch, capsys):
+    "It is not taken for a missing one"
+    usual = os.listdir
+    def refuse(path="."):
+        if Path(path) == Path("run/state"): raise PermissionError(13, "Permission denied", str(path))
+        return usual(path)
+    usual_scan = os.scandir
+    def refuse_scan(path="."):
+        if Path(path) == Path("run/state"): raise PermissionError(13, "Permission denied", str(path))
+        return usual_scan(path)
+    before = tree("run")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse); patch.setattr(os, "scandir", refuse_scan)
+        refuses(neox_train_main, RUN, capsys, "run/state: could not be read (Permission denied); let this user read it", steps=True)
+    assert tree("run") == before
+
+
+def test_a_run_that_ended_before_its_first_state(capsys):
+    "It begins anew, with a line"
+    class Killed(BaseException): pass
+    def kill(): raise Killed
+    with pytest.raises(Killed): train("quickstart", callback=during(4, kill), save="run", **{**SMALL, "checkpoint_factor": 100})
+    assert saved_steps("run") == [] and Path("run/best").exists()
+    train("quickstart", save="run", **{**SMALL, "checkpoint_factor": 100})
+    assert "run: the run there ended before its first state; it begins anew" in capsys.readouterr().err
+    assert saved_steps("run") == [8] and not list(Path("run").glob("best.*"))
+
+
+def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
+    "Nothing is made in its former place"
+    import shakespeare_neox.train as train_module
+    usual = train_module.evaluate
+    def evaluate(run):
+        if run.step == 4: os.rename("run", "moved")
+        return usual(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate", evaluate)
+        with pytest.raises(NeoxError, match="run: was removed, renamed or exchanged while it was trained; the run ends at step 4"):
+            train("quickstart", save="run", **SMALL)
+    assert not Path("run").exists()
+    os.rename("moved", "run")
+    train("quickstart", save="run", **SMALL)
+    assert saved_steps("run") == [8]
+
+
+def test_a_failing_run_cleans_up_before_it_lets_go(monkeypatch, capsys):
+    "What the next run writes once the lock is free stays"
+    import filelock
+    import shakespeare_neox.train as train_module
+    usual, after = filelock.FileLock.release, []
+    def release(self, *args, **kwargs):
+        usual(self, *args, **kwargs)
+        if str(self.lock_file).endswith("run/.lock") and not after:
+            after.append(None)
+            Path("run").mkdir(exist_ok=True)
+            for name in ("config.yml", "log.jsonl", ".lock"): (Path("run")/name).write_text("of the next run")
+    def fails(run): raise NeoxError("the ink has dried; dip the pen")
+    monkeypatch.setattr(filelock.FileLock, "release", release)
+    monkeypatch.setattr(train_module, "compile_if_it_pays", fails)
+    refuses(neox_train_main, RUN, capsys, "the ink has dried")
+    assert after and {p.name: p.read_text() for p in Path("run").iterdir()} == dict.fromkeys(["config.yml", "log.jsonl", ".lock"], "of the next run")
+
+
+EDITS = [("seed: 1337", "seed: 5"), ("hidden_dropout: 0.1", "hidden_dropout: 0.5"), ("lr: 0.002", "lr: 0.02"), ("train_iters: 30", "train_iters: 45")]
+
+
+@pytest.mark.parametrize("there, other", EDITS, ids=[other for _, other in EDITS])
+def test_an_edited_config_of_a_stopped_run(there, other, saved, capsys):
+    "A run goes on with the settings it was begun with, or with none"
+    shutil.rmtree(saved)
+    config, key = Path("run/config.yml"), other.split(":")[0]
+    text = config.read_text()
+    assert there in text
+    config.write_text(text.replace(there, other))
+    before = tree("run")
+    line = refuses(neox_train_main, ["run/config.yml", "--checkpoint_dir", "run"], capsys, "run/config.yml: was changed since the state of step 15", other.split(": ")[1], steps=True)
+    assert (key if key != "lr" else "optimizer") in line and "--checkpoint_dir run-2" in line
+    assert {k: v for k, v in tree("run").items() if k != ".shakespeare_neox.json"} == {k: v for k, v in before.items() if k != ".shakespeare_neox.json"}
+    config.write_text(text)
+    assert "goes on from step 15" in succeeds(neox_train_main, ["run/config.yml", "--checkpoint_dir", "run"], capsys).err
+
+
+def test_an_edited_config_that_changes_no_weights(saved, capsys):
+    shutil.rmtree(saved)
+    config = Path("run/config.yml")
+    config.write_text(config.read_text().replace("sample_tokens: 20", "sample_tokens: 3"))
+    said = succeeds(neox_train_main, ["run/config.yml", "--checkpoint_dir", "run"], capsys).err
+    assert "sample_tokens: 20 there, 3 here" in said and "goes on from step 15" in said
+
+
+@posix
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_a_pipe_in_a_state(name, saved, capsys):
+    "It is not waited for; the older state serves"
+    (saved/name).unlink(); os.mkfifo(saved/name)
+    said = succeeds(neox_train_main, RUN, capsys).err
+    assert f"{name}: is not a file; going on from an older state" in said and "goes on from step 15" in said
+
+
+@pytest.mark.parametrize("name", ["state", "model"])
+def test_what_the_tensor_library_refuses_to_write(name, monkeypatch, capsys):
+    import safetensors.torch
+    usual = safetensors.torch.save_file
+    def save_file(tensors, path, **kwargs):
+        if Path(path).name == f"{name}.safetensors": raise safetensors.SafetensorError("Error while serializing: header too large")
+        return usual(tensors, path, **kwargs)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_file)
+    refuses(neox_train_main, RUN, capsys, "could not be written (Error while serializing: header too large)", steps=True)
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_full_memory_while_a_sample_is_written(kind, monkeypatch, capsys):
+    "A sample is worth no run"
+    import shakespeare_neox.train as train_module
+    usual = train_module.sample
+    def sample(*args, **kwargs):
+        if not seen: seen.append(None); raise FULL[kind]
+        return usual(*args, **kwargs)
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "sample", sample)
+        train("quickstart", save="run", **SMALL)
+    assert capsys.readouterr().err.count("out of memory while a sample was written at step 4; the run goes on without it") == 1
+    assert [bool(e["sample"]) for e in events("run", "evaluation")] == [False, True]
+    train("quickstart", save="whole", **SMALL)
+    assert far(weights("run"), weights("whole")) == 0
+
+
+def test_best_that_may_not_be_read(saved, monkeypatch, capsys):
+    shutil.rmtree(saved)
+    usual = os.stat
+    def refuse(path, *args, **kwargs):
+        if isinstance(path, (str, os.PathLike)) and Path(path) == Path("run/best/model.safetensors"): raise PermissionError(13, "Permission denied", str(path))
+        return usual(path, *args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        refuses(neox_train_main, RUN, capsys, "run/best/model.safetensors: could not be read (Permission denied)", steps=True)
+    succeeds(neox_train_main, RUN, capsys)
+
+
+@posix
+@pytest.mark.parametrize("kind", ["a file", "below a file", "a disk that may not be written"])
+def test_a_cache_that_cannot_be_used(kind, monkeypatch, capsys):
+    "The line names the variable that leads elsewhere"
+    Path("mine").write_text("mine")
+    place = Path("mine/deeper" if kind == "below a file" else "mine" if kind == "a file" else "cache").absolute()
+    monkeypatch.setenv("NEOX_CACHE", str(place))
+    if kind.startswith("a disk"):
+        def no(*args, **kwargs): raise OSError(30, "Read-only file system", str(place))
+        monkeypatch.setattr(run_module, "locked", no)
+    refuses(neox_train_main, RUN, capsys, str(place), "set NEOX_CACHE to a folder in which this user may write")
+    assert Path("mine").read_text() == "mine"
 
 
 # the environment

@@ -165,7 +165,7 @@ def check_range(
     **settings, # as of `generate`
 ):
     "Raises an error for a setting of the sampling that is unknown, no number or out of range"
-    for name in settings.keys() - WHOLE.keys() - REAL.keys():
+    for name in sorted(settings.keys() - WHOLE.keys() - REAL.keys()):
         raise NeoxError(f"{name}: no such setting{nearest(name, [*WHOLE, *REAL])}")
     for kind, what, rules in ((Integral, "whole number", WHOLE), (Real, "number", REAL)):
         for name, (low, high) in rules.items():

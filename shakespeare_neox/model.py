@@ -891,10 +891,11 @@ def read_special_ids(
         read = read_json(folder/name, GenerationConfig, "copy the checkpoint again")
         for end in as_ids(read.eos_token_id):
             if not 0 <= end < n_rows:
-                raise NeoxError(f"{folder/name}: eos_token_id: {shown(end)} is no id of this model, "
-                                f"whose embedding has {n_rows:,} rows; correct it, or remove it")
+                raise NeoxError(f"{folder/name}: eos_token_id: {shown(end)} is no id of this "
+                                f"model, whose embedding has {n_rows:,} rows; correct it, or "
+                                "remove it")
         for key, value in special.items():
-            from_config = name != names[0] and key == "eos_token_id"       # a model's default at most
+            from_config = name != names[0] and key == "eos_token_id"       # does not count
             if value is None and not from_config: special[key] = getattr(read, key)
     return special
 
@@ -920,8 +921,8 @@ def not_allowed(
     error: PermissionError, # it may name a file inside
 ) -> NeoxError:
     "What the system does not let this user read"
-    return NeoxError(f"{error.filename or path}: could not be read ({reason(error)}); let this user "
-                     "read it, with its folder")
+    return NeoxError(f"{error.filename or path}: could not be read ({reason(error)}); let this "
+                     "user read it, with its folder")
 
 def is_there(
     folder: Path, # may be in the midst of a replacement

@@ -514,6 +514,11 @@ def read_encoder(
     if template.is_file():
         files[template.name] = template.read_bytes()
     try:
+        with open(path, "rb"):
+            pass
+    except OSError as e:
+        raise NeoxError(f"{path}: could not be read ({reason(e)})") from None
+    try:
         backend = Tokenizer.from_file(str(path))
     except Exception as e:
         raise NeoxError(f"{path}: not a tokenizer.json ({str(e)[:80]}); {advice}") from None

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WHOLE', 'REAL', 'LONGEST_PROMPTS', 'neox_generate_main', 'keep_top_k', 'keep_top_p', 'keep_min_p',
            'penalize_repetition', 'filter_logits', 'pad_left', 'Reader', 'check_range', 'as_texts', 'as_stops',
-           'encode_prompts', 'draw', 'generate_ids', 'end_ids', 'stop_at', 'held_back', 'TextStream', 'pieces',
-           'stream', 'batches', 'complete', 'generate_many', 'generate', 'best_score', 'saved_at', 'folders_in',
-           'best_point', 'trained_runs', 'described', 'find_checkpoint', 'open_checkpoint', 'prompt_bytes',
-           'read_prompts', 'json_line', 'print_texts', 'neox_generate']
+           'encode_prompts', 'draw', 'generate_ids', 'end_ids', 'stop_at', 'held_back', 'TextStream', 'text_after',
+           'pieces', 'stream', 'batches', 'complete', 'generate_many', 'generate', 'best_score', 'saved_at',
+           'folders_in', 'best_point', 'trained_runs', 'described', 'find_checkpoint', 'open_checkpoint',
+           'prompt_bytes', 'read_prompts', 'json_line', 'print_texts', 'neox_generate']
 
 # %% ../nbs/04_generate.ipynb #b5dfaffe
 import json, math, os, stat, sys, time
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .base import NeoxError, command, reason, say, set_aside
+from .base import NeoxError, command, nearest, reason, say, set_aside
 from .checkpoints import find_model, shipped
 from .corpora import likely_encoding
 from .model import (LARGEST, Cache, GPTNeoX, context_start, find_folder, is_there,
@@ -164,7 +164,9 @@ REAL = dict(temperature=(0, None), top_p=(0, 1), min_p=(0, 1), repetition_penalt
 def check_range(
     **settings, # as of `generate`
 ):
-    "Raises an error for a setting of the sampling that is no number or out of range"
+    "Raises an error for a setting of the sampling that is unknown, no number or out of range"
+    for name in sorted(settings.keys() - WHOLE.keys() - REAL.keys()):
+        raise NeoxError(f"{name}: no such setting{nearest(name, [*WHOLE, *REAL])}")
     for kind, what, rules in ((Integral, "whole number", WHOLE), (Real, "number", REAL)):
         for name, (low, high) in rules.items():
             value = settings.get(name, low)
@@ -272,7 +274,7 @@ def end_ids(
     "The ids that end a text"
     named = model.special_ids.get("eos_token_id")
     named = [] if named is None else [named] if isinstance(named, int) else named
-    return ({tokenizer.eot_id} | tokenizer.special_ids.intersection(named)) - {None}
+    return {tokenizer.eot_id, *named} - {None}
 
 # %% ../nbs/04_generate.ipynb #a16ad437
 def stop_at(
@@ -296,10 +298,14 @@ class TextStream:
     "The text of ids that come one by one"
     def __init__(self,
         tokenizer: Tokenizer, # of the ids
+        before: list = (), # ids that they follow: a first word has its space only behind another
     ):
         self.tokenizer = tokenizer
-        self.window, self.given = [], 0                # ids to decode, their characters given out
+        self.window, self.given = list(before), 0      # ids to decode, their characters given out
         self.wait = 0                                  # ids of a long run to wait for
+        if self.window:
+            self.given = len(tokenizer.decode(self.window))
+            self.shorten()
 
     def add(self,
         new: int, # the next id
@@ -325,7 +331,7 @@ class TextStream:
 
     def shorten(self):
         "Keeps the fewest last ids that are a text of their own, to be joined to the next one"
-        for n in range(1, len(self.window)):
+        for n in range(1, min(len(self.window), 64)):
             text = self.tokenizer.decode(self.window[-n:])
             if text and "\ufffd" not in text:
                 self.window, self.given = self.window[-n:], len(text)
@@ -335,18 +341,28 @@ class TextStream:
         "What is left when no more ids come"
         return self.tokenizer.decode(self.window)[self.given:]
 
+def text_after(
+    tokenizer: Tokenizer, # of the ids
+    before: list, # ids of a text
+    ids: list, # that continue it
+) -> str: # both texts together are the text of all ids
+    "The text of ids as it stands behind that of others"
+    decoded = TextStream(tokenizer, before)
+    return tokenizer.decode([*decoded.window, *ids])[decoded.given:]
+
 def pieces(
     tokenizer: Tokenizer, # of the ids
     ids: list, # as they are drawn, one by one
     stop: list = (), # strings that end the text, not given out
     ends: set = None, # ids that end the text, the tokenizer's end of text if not given
+    before: list = (), # ids of the text that they continue, which is not given out
 ): # yields pieces of text
     "The text of ids, given out as soon as it is sure"
     stop, ends = as_stops(stop), {tokenizer.eot_id} if ends is None else ends
-    decoded, text = TextStream(tokenizer), ""                  # text: what is not given out yet
+    decoded, text = TextStream(tokenizer, before), ""          # text: what is not given out yet
     for new in ids:
+        text += decoded.add(new)                               # an end may be a token with text
         if new in ends: break
-        text += decoded.add(new)
         end = stop_at(text, stop)
         if end is not None:
             if end: yield text[:end]
@@ -369,7 +385,7 @@ def stream(
     "Continues a prompt, piece by piece"
     ids, = encode_prompts(model, tokenizer, [prompt])
     new_ids = (new for (new,) in generate_ids(model, tokenizer, [ids], **settings))
-    yield from pieces(tokenizer, new_ids, as_stops(stop), end_ids(model, tokenizer))
+    yield from pieces(tokenizer, new_ids, as_stops(stop), end_ids(model, tokenizer), ids)
 
 # %% ../nbs/04_generate.ipynb #17fb95f7
 def batches(
@@ -393,13 +409,17 @@ def complete(
     "Continues a batch until every row has ended"
     stop, ends = as_stops(stop), end_ids(model, tokenizer)
     drawn, ended = [[] for _ in prompts], set()
-    reach = 4*max(map(len, stop), default=0) + 4
+    streams = [TextStream(tokenizer, ids) for ids in prompts] if stop else []
+    texts, longest = [""]*len(prompts), max(map(len, stop), default=0)
     for new in generate_ids(model, tokenizer, prompts, ended=ended, **settings):
         for row, i in enumerate(new):
             if row in ended: continue
             drawn[row].append(i)
-            stopped = stop and stop_at(tokenizer.decode(drawn[row][-reach:]), stop) is not None
-            if i in ends or stopped: ended.add(row)
+            if i in ends: ended.add(row)
+            if not stop: continue
+            texts[row] += streams[row].add(i)
+            if stop_at(texts[row], stop) is not None: ended.add(row)
+            texts[row] = texts[row][-longest:]
     return drawn
 
 # %% ../nbs/04_generate.ipynb #37945bbd
@@ -416,12 +436,12 @@ def generate_many(
     "Continues prompts in batches sorted by length"
     check_range(batch_size=batch_size, seed=seed, **settings)
     rows = encode_prompts(model, tokenizer, prompts)
-    stop, ends = as_stops(stop), end_ids(model, tokenizer)
+    stop = as_stops(stop)
     texts, n_done, n_given, n_tokens, start = {}, 0, 0, 0, time.perf_counter()
     for batch in batches([len(r) for r in rows], batch_size):
         drawn = complete(model, tokenizer, [rows[i] for i in batch], stop, seed=seed, numbers=batch, **settings)
         for i, ids in zip(batch, drawn):
-            text = tokenizer.decode([new for new in ids if new not in ends])
+            text = text_after(tokenizer, rows[i], ids)
             texts[i] = text[:stop_at(text, stop)]
         n_done += len(batch)
         n_tokens += sum(map(len, drawn))

@@ -8,12 +8,13 @@ __all__ = ['LARGEST', 'MOST_LAYERS', 'SIZES', 'Size', 'Share', 'OLD_BUFFERS', 'W
            'activation_function', 'MLP', 'Layer', 'Cache', 'attention_mask', 'padding_mask', 'GPTNeoX', 'init_std',
            'special_ids', 'to_hf', 'HFRotary', 'HFConfig', 'from_hf', 'known_ids', 'check_dtype', 'stored_as',
            'write_json', 'weight_shapes', 'WeightIndex', 'weight_files', 'open_weights', 'StoredWeight',
-           'stored_weights', 'check_weights', 'rotary_bytes', 'check_room', 'GenerationConfig', 'read_special_ids',
-           'is_there', 'hub_name', 'find_folder', 'WithoutInit', 'read_shown', 'count_parameters', 'flops_per_token',
-           'training_bytes', 'summary', 'context_start', 'sample']
+           'stored_weights', 'check_weights', 'rotary_bytes', 'check_room', 'check_converted', 'GenerationConfig',
+           'as_ids', 'read_special_ids', 'read_generation', 'not_allowed', 'is_there', 'hub_name', 'find_folder',
+           'WithoutInit', 'read_shown', 'count_parameters', 'flops_per_token', 'training_bytes', 'summary',
+           'context_start', 'sample']
 
 # %% ../nbs/02_model.ipynb #ff159217
-import json, math, os, re
+import json, math, os, re, stat
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,7 @@ def rotary_size(self: ModelConfig): return int(self.head_size*self.rotary_pct)
 
 # %% ../nbs/02_model.ipynb #7c8b6fce
 LARGEST = 2**31 - 1                          # of any size: what an index of 32 bits can count
-MOST_LAYERS = 50_000                         # far beyond any model that was ever trained
+MOST_LAYERS = 1_000                          # the deepest transformers that were ever trained
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size",
          "intermediate_size", "max_position_embeddings", "make_vocab_size_divisible_by",
          "model_parallel_size", "padded_vocab_size")
@@ -169,7 +170,8 @@ def check_shapes(self: ModelConfig):
         most = MOST_LAYERS if name == "num_layers" else LARGEST
         if size < 1: raise NeoxError(f"{name}: {size} is below 1; give a positive number")
         if size > most:
-            raise NeoxError(f"{name}: {size} is more than {most:,}; give a smaller number")
+            raise NeoxError(f"{name}: {size} is more than {most:,}, the most that is supported; "
+                            "give a smaller number")
     for name in ("rotary_emb_base", "layernorm_epsilon", "init_method_std", "embedding_init_std"):
         if getattr(self, name) is not None and not 0 < getattr(self, name) < 2**63:
             raise NeoxError(f"{name}: {getattr(self, name)} is not above 0, or beyond all measure")
@@ -370,7 +372,7 @@ class GPTNeoX(nn.Module):
         if config.no_weight_tying: self.embed_out = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         for name, table in zip(("cos", "sin"), rotary_table(config.max_position_embeddings, config.rotary_size, config.rotary_emb_base)):
             self.register_buffer(name, table, persistent=False)
-        self.checkpoint_activations, self.special_ids = False, {}
+        self.checkpoint_activations, self.special_ids, self.generation = False, {}, {}
         self.init_weights()
 
     def forward(self,
@@ -535,7 +537,8 @@ def from_hf(
         raise NeoxError(f"{where}: says model_type {hf.get('model_type')!r}; this library opens "
                         "gpt_neox")
     read = validate(HFConfig, hf, where, advice)
-    rope = read.rope_parameters or read.rope_scaling or HFRotary()
+    named = read.rope_scaling if hf.get("rope_scaling") else read.rope_parameters
+    rope = named or HFRotary()                           # the first counts in transformers too
     kind = rope.rope_type or rope.type or "default"
     if kind != "default":
         raise NeoxError(f"{where}: asks for rotary scaling {kind!r}, which is not available")
@@ -594,6 +597,17 @@ def known_ids(
     return n
 
 @patch
+def ends(self: GPTNeoX,
+    tokenizer=None, # of the model
+): # an id, a list of them, or None, as transformers has it
+    "The ids that end a text: those that the model's folder named, and the tokenizer's end of text"
+    named = as_ids(self.special_ids.get("eos_token_id"))
+    own = None if tokenizer is None else tokenizer.eot_id
+    ids = named if own is None or own in named else [own, *named]
+    ids = [i for i in ids if i < known_ids(self.config, tokenizer)] if own is not None else ids
+    return None if not ids else ids[0] if len(ids) == 1 else ids
+
+@patch
 def write(self: GPTNeoX,
     folder: Path, # an existing folder
     tokenizer=None, # goes into the same folder
@@ -604,11 +618,13 @@ def write(self: GPTNeoX,
     check_dtype(dtype)
     folder, known = Path(folder), known_ids(self.config, tokenizer)
     special = self.special_ids if tokenizer is None and self.special_ids else special_ids(tokenizer)
+    special = special | dict(eos_token_id=self.ends(tokenizer))
     sizes = dict(torch_dtype=str(dtype).removeprefix("torch."), unpadded_vocab_size=known)
     padded = list(range(known, self.config.padded_vocab_size))
     write_json(folder/"config.json", to_hf(self.config, special) | sizes)
+    padded = [*self.generation.get("suppress_tokens", []), *padded]
     suppressed = dict(suppress_tokens=padded) if padded else {}
-    write_json(folder/"generation_config.json", special | suppressed)
+    write_json(folder/"generation_config.json", self.generation | special | suppressed)
     weights = {name: stored_as(name, tensor, dtype) for name, tensor in self.state_dict().items()}
     save_file(weights, folder/"model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None: tokenizer.save(folder)
@@ -708,10 +724,14 @@ def open_weights(
     "Opens a file of weights; an error says whether it is damaged or closed to us"
     from safetensors import safe_open
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise NeoxError(f"{file}: is not a regular file; copy the checkpoint again")
         with open(file, "rb"): pass
         return safe_open(file, "pt")
     except OSError as e:
         raise NeoxError(f"{file}: could not be read ({reason(e)})") from None
+    except NeoxError:
+        raise
     except Exception as e:
         problem = str(e)[:60]
         raise NeoxError(f"{file}: damaged or cut off ({problem}); copy or train it again") from None
@@ -768,6 +788,8 @@ def check_weights(
     may_be = {"embed_out.weight": expected["gpt_neox.embed_in.weight"]}    # the same matrix again
     for name in expected:
         if name in stored: continue
+        tied = name == "gpt_neox.embed_in.weight" and not config.no_weight_tying
+        if tied and "embed_out.weight" in stored: continue                 # under its other name
         if name not in may_be: raise NeoxError(f"{no}{name} is missing")
         raise NeoxError(f"{no}{name} is missing; or the embedding is also the output matrix, and "
                         "tie_word_embeddings should be true")
@@ -804,6 +826,16 @@ def check_room(
                         f"{there/1e9:,.0f} GB")
 
 # %% ../nbs/02_model.ipynb #6b1de0a4
+def check_converted(
+    stored: torch.Tensor, # a weight as the file has it, finite
+    weight: torch.Tensor, # the same in the model's type
+    where: str, # folder and name, for the error
+):
+    "Raises an error for a weight that the model's type cannot hold"
+    if weight.sum(dtype=torch.float32).isfinite() or weight.isfinite().all(): return
+    raise NeoxError(f"{where} holds {stored.abs().max().item():.3g}, too large for {weight.dtype}; "
+                    f"open the model with dtype={stored.dtype}")
+
 @patch
 def fill(self: GPTNeoX,
     stored: dict, # where the weights lie, as of `stored_weights`
@@ -811,6 +843,8 @@ def fill(self: GPTNeoX,
 ):
     "Copies stored weights into the model; an error names one that is not a number"
     weights, second = dict(self.named_parameters()), None
+    if not self.config.no_weight_tying and "gpt_neox.embed_in.weight" not in stored:
+        weights["embed_out.weight"] = weights["gpt_neox.embed_in.weight"]
     for file in dict.fromkeys(weight.file for weight in stored.values()):
         with open_weights(file) as handle:
             for name, weight in stored.items():
@@ -820,8 +854,12 @@ def fill(self: GPTNeoX,
                     raise NeoxError(f"{folder}: {name} holds values that are not numbers (NaN or "
                                     "infinite), its weights "
                                     "are damaged; take an earlier checkpoint or train it again")
-                if name in weights: weights[name].data.copy_(tensor)
-                else: second = tensor
+                if name not in weights:
+                    second = tensor
+                    continue
+                weights[name].data.copy_(tensor)
+                if tensor.dtype != weights[name].dtype:
+                    check_converted(tensor, weights[name].data, f"{folder}: {name}")
     first = self.gpt_neox.embed_in.weight
     if second is not None and not torch.equal(second.to(first.dtype), first.data.cpu()):
         raise NeoxError(f"{folder}: config.json says that the embedding is also the output matrix "
@@ -836,20 +874,55 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
+def as_ids(
+    named, # an id, several, or None
+) -> list: # of ids
+    "The ids that a setting names"
+    return [] if named is None else [named] if isinstance(named, int) else list(named)
+
 def read_special_ids(
     folder: Path, # a model folder
+    n_rows: int, # of its embedding
 ) -> dict: # as of `special_ids`; an end of text may be a list of them
     "The special ids that a folder names, in generation_config.json or, in older ones, config.json"
     names = [name for name in ("generation_config.json", "config.json") if (folder/name).exists()]
     special = dict.fromkeys([field.name for field in fields(GenerationConfig)])
     for name in names:
         read = read_json(folder/name, GenerationConfig, "copy the checkpoint again")
+        for end in as_ids(read.eos_token_id):
+            if not 0 <= end < n_rows:
+                raise NeoxError(f"{folder/name}: eos_token_id: {shown(end)} is no id of this "
+                                f"model, whose embedding has {n_rows:,} rows; correct it, or "
+                                "remove it")
         for key, value in special.items():
-            if value is None: special[key] = getattr(read, key)
+            from_config = name != names[0] and key == "eos_token_id"       # does not count
+            if value is None and not from_config: special[key] = getattr(read, key)
     return special
+
+def read_generation(
+    folder: Path, # a model folder
+    known: int, # ids that stand for something
+) -> dict: # empty where there are none
+    "The other settings of a folder's generation_config.json, which are kept when it is saved again"
+    path, ours = folder/"generation_config.json", [field.name for field in fields(GenerationConfig)]
+    read = read_json(path, dict, "copy the checkpoint again") if path.exists() else {}
+    for key in (*ours, "transformers_version", "_from_model_config"): read.pop(key, None)
+    suppressed = read.pop("suppress_tokens", None)
+    if isinstance(suppressed, list):                     # without the padding, which is added again
+        suppressed = [i for i in suppressed if isinstance(i, int) and i < known]
+        if suppressed: read["suppress_tokens"] = suppressed
+    return read
 
 # %% ../nbs/02_model.ipynb #45a7966c
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+def not_allowed(
+    path: Path, # as it was given
+    error: PermissionError, # it may name a file inside
+) -> NeoxError:
+    "What the system does not let this user read"
+    return NeoxError(f"{error.filename or path}: could not be read ({reason(error)}); let this "
+                     "user read it, with its folder")
 
 def is_there(
     folder: Path, # may be in the midst of a replacement
@@ -857,7 +930,8 @@ def is_there(
     "Whether there is such a folder"
     folder = Path(folder)
     places = [folder, set_aside(folder), folder] if folder.name else [folder]
-    return any(place.is_dir() for place in places)
+    try: return any(place.is_dir() for place in places)
+    except PermissionError as e: raise not_allowed(folder, e) from None
 
 def hub_name(
     name: str, # as a person gave it
@@ -906,12 +980,13 @@ def read(cls: GPTNeoX,
                         "model folder")
     hf = read_json(folder/"config.json", advice="copy or train the checkpoint again")
     config = from_hf(hf, folder/"config.json")
-    stored, special = stored_weights(folder), read_special_ids(folder)
+    special = read_special_ids(folder, config.padded_vocab_size)
+    stored, generation = stored_weights(folder), read_generation(folder, config.vocab_size)
     check_weights(config, stored, folder)
     check_room(config, dtype, device, folder)
     with WithoutInit(): model = cls(config).to(dtype)
     model.fill(stored, folder)
-    model.special_ids = special
+    model.special_ids, model.generation = special, generation
     return model.to(device, dtype).eval()
 
 def read_shown(
@@ -924,7 +999,8 @@ def read_shown(
         except NeoxError as e: raise NeoxError(str(e).replace(str(folder), str(path))) from None
     if not Path(path).resolve().name:
         raise NeoxError(f"{path}: the root of all folders, which is no model folder")
-    return read_folder(path, named)
+    try: return read_folder(path, named)
+    except PermissionError as e: raise not_allowed(path, e) from None
 
 @patch(cls_method=True)
 def from_pretrained(cls: GPTNeoX,

@@ -294,7 +294,7 @@ def test_untied_by_transformers_5s_name(folder):
 
 TERA = 12*10**12
 CONFIGS = [
-    (dict(num_hidden_layers=10**5), ["num_hidden_layers"]), (dict(num_hidden_layers=20_000), ["20,000 layers", "hold 2"]),
+    (dict(num_hidden_layers=10**5), ["num_hidden_layers"]), (dict(num_hidden_layers=1001), ["num_hidden_layers", "1000"]), (dict(num_hidden_layers=1000), ["1,000 layers", "hold 2"]),
     (dict(max_position_embeddings=10**9), ["1,000,000,000 positions", "GB"]), (dict(hidden_size=1_500_000), ["do not fit"]),
     (dict(vocab_size=10**9, unpadded_vocab_size=10**9), ["do not fit"]), (dict(intermediate_size=10**9), ["do not fit"]),
     (dict(hidden_size=TERA), ["hidden_size"]), (dict(vocab_size=2**70), ["vocab_size"]), (dict(num_attention_heads=10**30), ["num_attention_heads"]),
@@ -330,6 +330,111 @@ def test_generation_config_is_held_to_its_shape(text, folder):
     is_refused(folder, "generation_config.json")
 
 
+PLAIN = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=1.0)
+
+
+@pytest.mark.parametrize("scaling,parameters", [
+    (dict(rope_type="default", rope_theta=77.0), PLAIN), (dict(rope_type="default", partial_rotary_factor=0.5), PLAIN), ({}, PLAIN | dict(rope_theta=77.0)),
+    (None, PLAIN | dict(rope_theta=77.0)), (dict(type="default"), PLAIN | dict(rope_theta=77.0)), (dict(rope_theta=77.0), None)], ids=str)
+@torch.no_grad()
+def test_rotary_settings_given_twice(scaling, parameters, folder):
+    "rope_scaling counts before rope_parameters, as in transformers"
+    from transformers import AutoModelForCausalLM
+    path = folder/"config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_scaling": scaling, "rope_parameters": parameters}))
+    theirs, ours = AutoModelForCausalLM.from_pretrained(folder).eval()(IDS).logits, GPTNeoX.from_pretrained(folder)(IDS)
+    assert (theirs - ours).abs().max() < 1e-5
+    named = (scaling or {}) if scaling else parameters
+    if named.get("rope_theta") == 77: assert (make()(IDS) - ours).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scaling", [dict(type="linear", factor=2.0), dict(rope_type="linear", factor=4.0), dict(type="dynamic", factor=2.0)], ids=str)
+@pytest.mark.parametrize("parameters", [PLAIN, None], ids=["both", "alone"])
+def test_rotary_scaling_is_refused(scaling, parameters, folder):
+    path = folder/"config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_scaling": scaling, "rope_parameters": parameters}))
+    is_refused(folder, "config.json", "scaling", scaling.get("type") or scaling["rope_type"])
+
+
+@pytest.mark.parametrize("stored,factor,dtype,advice", [
+    (torch.float64, 1e300, torch.float32, "torch.float64"), (torch.float32, 1e7, torch.float16, "torch.float32"), (torch.bfloat16, 1e7, torch.float16, "torch.bfloat16")], ids=str)
+def test_weights_too_large_for_the_type_that_is_asked_for(stored, factor, dtype, advice, folder):
+    weights(folder, lambda w: {k: (v.double()*(factor if k == "embed_out.weight" else 1)).to(stored) for k, v in w.items()})
+    with pytest.raises(NeoxError, match="embed_out.weight holds .*too large for " + str(dtype)) as error: GPTNeoX.from_pretrained(folder, dtype=dtype)
+    assert advice in one_line(error)
+    assert all(p.isfinite().all() for p in GPTNeoX.from_pretrained(folder, dtype=torch.float64).parameters())
+
+
+@torch.no_grad()
+def test_a_tied_matrix_under_its_other_name():
+    "embed_out alone, as transformers opens it too; one that is missing under both names is refused"
+    from transformers import AutoModelForCausalLM
+    make(no_weight_tying=False).save_pretrained("m")
+    weights(Path("m"), lambda w: {k.replace("gpt_neox.embed_in", "embed_out"): v for k, v in w.items()})
+    theirs, ours = AutoModelForCausalLM.from_pretrained("m").eval()(IDS).logits, GPTNeoX.from_pretrained("m")
+    assert (theirs - ours(IDS)).abs().max() < 1e-5 and same(ours, make(no_weight_tying=False))
+    weights(Path("m"), lambda w: {k: v for k, v in w.items() if k != "embed_out.weight"})
+    is_refused(Path("m"), "embed_in.weight is missing")
+    make().save_pretrained("two")
+    weights(Path("two"), lambda w: {k: v for k, v in w.items() if "embed_in" not in k})
+    is_refused(Path("two"), "embed_in.weight is missing")
+
+
+@pytest.mark.parametrize("change,parts", [
+    (dict(hidden_act="mish"), ["mish"]), (dict(hidden_act="quick_gelu"), ["quick_gelu"]),
+    (dict(rope_parameters=PLAIN | dict(partial_rotary_factor=0.0)), ["rotary_pct"]), (dict(rope_parameters=None, rotary_pct=0.0), ["rotary_pct"])], ids=str)
+def test_what_is_not_available_is_named(change, parts, folder):
+    path = folder/"config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    is_refused(folder, "config.json", *parts)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+@pytest.mark.parametrize("file", [WEIGHTS, INDEX, "config.json", "generation_config.json"])
+def test_files_that_are_none(file, kind, folder):
+    "Nothing waits for a writer, or reads without end"
+    (folder/file).unlink(missing_ok=True)
+    if kind == "fifo": os.mkfifo(folder/file)
+    elif kind == "device": os.symlink("/dev/zero", folder/file)
+    else: (folder/file).mkdir()
+    is_refused(folder, file, "not a")
+
+
+def drop_privileges(dropped=True):
+    "Takes root's right to read every file from this thread, or gives it back"
+    import ctypes
+    libc, header, data = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32*2)(0x20080522, 0), (ctypes.c_uint32*6)()
+    if libc.capget(header, data): pytest.skip("needs Linux")
+    data[0] = data[0] & ~0b110 if dropped else data[0] | data[1] & 0b110
+    if libc.capset(header, data): pytest.skip("needs capabilities")
+
+
+@pytest.fixture
+def as_everybody():
+    "A user who may not read every file"
+    if os.name == "nt" or sys.platform == "darwin" and os.geteuid() == 0: pytest.skip("needs file modes")
+    if os.geteuid(): yield; return
+    drop_privileges()
+    yield
+    drop_privileges(False)
+
+
+@pytest.mark.parametrize("closed", ["run", "run/best", "run/best/config.json", "run/best/model.safetensors", "run/best/tokenizer.json"])
+def test_what_may_not_be_read(closed, as_everybody, capsys):
+    "The permission is named, and no advice to copy or train anything"
+    make(vocab_size=6).save_pretrained("run/best", train_tokenizer("abc\n"))
+    mode = os.stat(closed).st_mode
+    os.chmod(closed, 0)
+    try:
+        line = refuses(neox_generate_main, ["run", "--prompt", "a"], capsys, closed, "Permission denied")
+        if closed != "run/best/tokenizer.json":
+            with pytest.raises(NeoxError, match="Permission denied") as error: GPTNeoX.from_pretrained("run/best")
+            line += one_line(error)
+    finally: os.chmod(closed, mode)
+    assert "Errno" not in line and "copy" not in line and "train" not in line.replace("from_pretrained", "")
+
+
 def test_nothing_is_drawn_on_opening(folder):
     "The random state is as it was, and a large model is not filled with numbers that are thrown away"
     before = torch.get_rng_state()
@@ -363,8 +468,8 @@ def test_weights_too_large_for_their_file():
 
 def test_count_parameters_is_arithmetic():
     start = time.perf_counter()
-    deep = ModelConfig(**{**SIZES, "num_layers": 20_000})
-    assert sum(count_parameters(deep).values()) == 20_000*(12*16*16 + 13*16) + 2*16 + 2*128*16
+    deep = ModelConfig(**{**SIZES, "num_layers": 1000})
+    assert sum(count_parameters(deep).values()) == 1000*(12*16*16 + 13*16) + 2*16 + 2*128*16
     assert training_bytes(deep, 1) > 16*sum(count_parameters(deep).values())
     assert time.perf_counter() - start < 0.2
     for settings in (dict(), dict(no_weight_tying=False), dict(use_bias_in_attn_linear=False), dict(use_bias_in_mlp=False), dict(intermediate_size=7)):
@@ -376,7 +481,7 @@ def test_count_parameters_is_arithmetic():
 
 
 @pytest.mark.parametrize("word,part", [
-    ("num_layers=100000", "num_layers"), ("num_layers=20000", "GB"), ("max_position_embeddings=1000000000", "GB"), ("hidden_size=100000000", "GB"),
+    ("num_layers=100000", "num_layers"), ("num_layers=20000", "1,000"), ("num_layers=1001", "1,000"), ("max_position_embeddings=1000000000", "GB"), ("hidden_size=100000000", "GB"),
     (f"hidden_size={10**20}", "hidden_size"), (f"vocab_size={2**64}", "vocab_size"), (f"num_layers={10**400}", "num_layers"),
     ("max_position_embeddings=0", "max_position_embeddings"), ("intermediate_size=-4", "intermediate_size"), (f"rotary_emb_base={10**40}", "rotary_emb_base"),
     (f"init_method_std={10**400}", "init_method_std"), ("make_vocab_size_divisible_by=5000000000", "vocab_size"),
@@ -444,9 +549,9 @@ def test_special_ids_are_kept_through_us(folder):
 
 @pytest.mark.parametrize("eos,stops", [([0, 1], True), (1, True), ([0, 5], False), (0, False), (None, False)], ids=str)
 def test_several_ends_of_text(eos, stops):
-    "An end that generation_config.json names ends a text, if the tokenizer has it as a special token; a letter does not"
+    "An end that generation_config.json names ends a text: a special token leaves nothing, a letter itself, as in transformers"
     tokenizer = train_tokenizer("abc\n")
-    for token, ends in ((1, stops), (5, False)):
+    for token, ends in ((1, stops), (5, eos == [0, 5])):
         shutil.rmtree("m", ignore_errors=True)
         constant(token, vocab_size=6).save_pretrained("m", tokenizer)
         path = Path("m/generation_config.json")
@@ -454,9 +559,55 @@ def test_several_ends_of_text(eos, stops):
         model, again = open_checkpoint("m")
         drawn = generate(model, again, ["a", "b"], max_new_tokens=4, temperature=0)
         assert drawn == [generate(model, again, "a", max_new_tokens=4, temperature=0)]*2
-        if token == 5: assert drawn == ["c"*4]*2
+        if token == 5: assert drawn == ["c" if ends else "c"*4]*2
         from shakespeare_neox.generate import complete
         assert [len(ids) for ids in complete(model, again, [[3]], max_new_tokens=4, temperature=0)] == [1 if ends else 4]
+
+
+@pytest.mark.parametrize("eos", [5, [0, 5], [5, 4]], ids=str)
+def test_a_letter_that_ends_a_text(eos):
+    "The same text as from transformers, piece by piece and together; it ends so too once it is saved again"
+    from transformers import AutoModelForCausalLM
+    tokenizer, path = train_tokenizer("abc\n"), Path("m/generation_config.json")
+    make(vocab_size=6, seed=3).save_pretrained("m", tokenizer)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": eos}))
+    model, again = open_checkpoint("m")
+    model.save_pretrained("again", again)
+    hf, saved = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in ("m", "again"))
+    stopped = 0
+    for prompt in ("a", "b", "c", "ab", "ba", "\n"):
+        ids = torch.tensor([again.encode(prompt)])
+        theirs = [m.generate(ids, do_sample=False, max_new_tokens=8, attention_mask=torch.ones_like(ids), pad_token_id=1)[0].tolist() for m in (hf, saved)]
+        right = again.decode(theirs[0])[len(prompt):]
+        assert generate(model, again, prompt, max_new_tokens=8, temperature=0) == generate(model, again, [prompt], max_new_tokens=8, temperature=0)[0] == right
+        assert generate(*open_checkpoint("again"), prompt, max_new_tokens=8, temperature=0) == again.decode(theirs[1])[len(prompt):] == right
+        stopped += len(theirs[0]) < ids.shape[1] + 8
+    assert stopped
+
+
+def test_generation_settings_are_kept(folder):
+    "A list of ends, and how to write: with a tokenizer and without, once and again"
+    from transformers import GenerationConfig
+    said = dict(eos_token_id=[0, 1], repetition_penalty=1.3, temperature=0.5, do_sample=True, suppress_tokens=[4], top_k=7)
+    make(vocab_size=6).save_pretrained("m2", train_tokenizer("abc\n"))
+    Path("m2/generation_config.json").write_text(json.dumps(said | dict(transformers_version="4.0.0")))
+    model, tokenizer = open_checkpoint("m2")
+    model.save_pretrained("with", tokenizer); model.save_pretrained("without")
+    open_checkpoint("with")[0].save_pretrained("twice", tokenizer)
+    for name in ("with", "without", "twice"):
+        kept = json.loads(Path(name, "generation_config.json").read_text())
+        assert {key: kept.get(key) for key in said} == said | dict(suppress_tokens=[4, *range(6, 128)]), name
+        assert json.loads(Path(name, "config.json").read_text())["eos_token_id"] == [0, 1]
+        read = GenerationConfig.from_pretrained(name)
+        assert (read.eos_token_id, read.repetition_penalty, read.do_sample, read.top_k) == ([0, 1], 1.3, True, 7)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("eos", [-1, 128, 10**9, 10**30, [0, -1], [3, 10**9]], ids=str)
+def test_an_end_that_is_no_id(file, eos, folder):
+    path = folder/file
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": eos}))
+    is_refused(folder, file, "eos_token_id", "128 rows")
 
 
 # 11: a vocabulary that grew elsewhere

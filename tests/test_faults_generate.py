@@ -153,6 +153,80 @@ def test_text_comes_while_it_is_drawn():
     assert list(given) == ["a", "\u2603", "b"]
 
 
+# the first space of a continuation: some decoders give it only behind another word
+
+WORDS = ["the", "king", "of", "men", "a", "ink"]
+
+
+def words_backend(kind):
+    "A tokenizer of a few words whose decoder looks at what stands before"
+    from tokenizers import Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers
+    special = {"<|endoftext|>": 0, "[UNK]": 1}
+    if kind in ("word pieces", "words"):
+        vocab = special | {word: n for n, word in enumerate([*WORDS, "##s", "##ly", ".", ","], 2)}
+        if kind == "words":
+            backend = Backend(models.WordLevel(vocab, unk_token="[UNK]"))
+            backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        else:
+            backend = Backend(models.WordPiece(vocab, unk_token="[UNK]"))
+            backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    else:
+        signs = ["\u2581" + word for word in WORDS] + sorted(set("".join(WORDS)) | {"\u2581", "s", "\n", "."}) + [f"<0x{b:02X}>" for b in "\u2603".encode()]
+        scores = [("<|endoftext|>", -30.0), ("[UNK]", -30.0), *[(sign, -len(sign)/9 - 1) for sign in signs]]
+        backend = Backend(models.Unigram(scores, unk_id=1, byte_fallback=True))
+        if kind == "llama":
+            backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+            backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        else:
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+            backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=kind)])
+    backend.add_special_tokens(["<|endoftext|>"])
+    return Tokenizer(backend, lossy=kind in ("word pieces", "words"))
+
+
+def writes_words(tokenizer):
+    "A random model that writes the first ids of a tokenizer"
+    model = GPTNeoX(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=64, vocab_size=tokenizer.vocab_size, no_weight_tying=True)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters(): p.data.normal_(std=0.5, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "first", "always", "word pieces", "words"])
+def test_prompt_and_text_are_what_all_ids_give(kind):
+    "One prompt, several, piece by piece, with and without stop strings"
+    tokenizer = words_backend(kind)
+    model, prompts, spaces = writes_words(tokenizer), ["the king of", "a", "men of ink", "the"], 0
+    for seed in range(12):
+        settings = dict(max_new_tokens=6, seed=seed)
+        for prompt in prompts:
+            ids = tokenizer.encode(prompt)
+            drawn = [new for (new,) in generate_ids(model, tokenizer, [ids], **settings)]
+            drawn = drawn[:drawn.index(tokenizer.eot_id)] if tokenizer.eot_id in drawn else drawn
+            right = tokenizer.decode(ids + drawn)
+            assert tokenizer.decode(ids) == prompt and right.startswith(prompt)
+            text = right[len(prompt):]
+            spaces += text.startswith(" ")
+            assert generate(model, tokenizer, prompt, **settings) == generate(model, tokenizer, [prompt], **settings)[0] == "".join(stream(model, tokenizer, prompt, **settings)) == text
+            assert "".join(pieces(tokenizer, drawn, before=ids)) == text
+            for stop in (" ", text[1:4]) if len(text) > 3 and "\ufffd" not in text else ():
+                cut = text.split(stop)[0]
+                assert generate(model, tokenizer, prompt, stop=stop, **settings) == generate(model, tokenizer, [prompt], stop=stop, **settings)[0] == cut
+    assert spaces
+
+
+def test_the_command_keeps_the_first_space(capsys):
+    tokenizer = words_backend("llama")
+    model = writes_words(tokenizer)
+    model.embed_out.weight.data.zero_(); model.embed_out.weight.data[tokenizer.encode("men")[0]] = 1
+    model.gpt_neox.final_layer_norm.weight.data.zero_(); model.gpt_neox.final_layer_norm.bias.data.fill_(1)
+    model.save_pretrained("m", tokenizer)
+    words = ["m", "--max_new_tokens", "2", "--temperature", "0", "--prompt", "the king of"]
+    assert succeeds(neox_generate_main, words, capsys).out == "the king of men men\n"
+    assert succeeds(neox_generate_main, [*words, "--prompt", "a"], capsys).out == "the king of men men\n\na men men\n"
+    assert json.loads(succeeds(neox_generate_main, [*words, "--jsonl"], capsys).out) == dict(prompt="the king of", text=" men men")
+
+
 # settings
 
 @pytest.mark.parametrize("name,value", [
@@ -164,6 +238,13 @@ def test_settings_out_of_range(name, value, small):
     for prompts in (["a"],) if name == "batch_size" else ("a", ["a"]):
         with pytest.raises(NeoxError, match=name) as error: generate(*small, prompts, **{"max_new_tokens": 2, name: value})
         one_line(error)
+
+
+@pytest.mark.parametrize("name,near", [("n_new", "known: "), ("max_tokens", "max_new_tokens"), ("temprature", "temperature"), ("topk", "top_k"), ("do_sample", "")])
+def test_settings_that_do_not_exist(name, near, small):
+    for prompts in ("a", ["a"]):
+        with pytest.raises(NeoxError, match=f"^{name}: no such setting") as error: generate(*small, prompts, **{name: 20})
+        assert near in one_line(error)
 
 
 @pytest.mark.parametrize("flag,value", [("max_new_tokens", 10**30), ("max_new_tokens", -2**70), ("seed", -1), ("seed", 2**64), ("seed", 10**40), ("temperature", "inf"),

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['UNPACKED_FREELY', 'UNPACKED_RATIO', 'WESTERN', 'ARCHIVES', 'WESTERN_ENCODINGS', 'ODD', 'LATIN', 'NO_TEXT',
-           'BYTE_ORDER_MARKS', 'EMPTY', 'TURNS', 'ASKED', 'GIVEN', 'ANSWERED', 'FIELDS', 'ROLES', 'OTHER_WORDS',
-           'LONGEST_RECORD', 'READERS', 'TEXTS', 'MOST_PROBLEMS', 'LARGEST_BOOKS', 'LONGEST_HEADER', 'PAIRED',
-           'CLOSING', 'SMALL_PRINT', 'LAST_LINE', 'STARTS', 'ENDS', 'GUTENBERG_LINE', 'PAIRED_LINE', 'END', 'CREDIT',
-           'CORPORA', 'REMEMBERED', 'READABLE', 'PART_WORDS', 'check_file', 'Unpacked', 'opened', 'is_western',
-           'is_wide', 'likely_encoding', 'encoding_title', 'WrongEncoding', 'how_to_read', 'bytes_around', 'is_mixed',
-           'wrong_encoding', 'known_encoding', 'is_utf8', 'encoding_of', 'check_wide', 'check_characters',
-           'first_wrong', 'text_pieces', 'separated', 'text_value', 'turn_content', 'turn_text', 'dialogue_text',
-           'instruction_text', 'as_text', 'record_lines', 'json_object', 'jsonl_records', 'is_record', 'json_records',
-           'parquet_batches', 'parquet_records', 'kind_of', 'record_texts', 'documents_of', 'book_spans',
-           'clean_gutenberg', 'books_or_text', 'plain_text', 'Source', 'read_sources', 'has_sum', 'no_book', 'download',
-           'why_not', 'no_download', 'hub_folder', 'parse_hub_name', 'part_of', 'with_parts', 'is_hidden',
-           'look_through', 'readable_files', 'own_files', 'compare_own', 'find_files', 'Corpus', 'check_parts',
-           'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name', 'pattern_files', 'local_files', 'load_corpus',
-           'given_texts', 'json_value', 'plain_line', 'write_plain']
+           'BYTE_ORDER_MARKS', 'EMPTY', 'TURNS', 'ASKED', 'GIVEN', 'ANSWERED', 'FIELDS', 'ROLES', 'OTHER_WORDS', 'SAID',
+           'TEXT_PARTS', 'LONGEST_RECORD', 'READERS', 'TEXTS', 'MOST_PROBLEMS', 'LARGEST_BOOKS', 'LONGEST_HEADER',
+           'PAIRED', 'CLOSING', 'SMALL_PRINT', 'LAST_LINE', 'STARTS', 'ENDS', 'GUTENBERG_LINE', 'PAIRED_LINE', 'END',
+           'CREDIT', 'CORPORA', 'REMEMBERED', 'READABLE', 'PART_WORDS', 'check_file', 'Unpacked', 'opened',
+           'is_western', 'is_wide', 'likely_encoding', 'encoding_title', 'WrongEncoding', 'how_to_read', 'bytes_around',
+           'is_mixed', 'wrong_encoding', 'known_encoding', 'is_utf8', 'encoding_of', 'check_wide', 'check_characters',
+           'first_wrong', 'text_pieces', 'separated', 'words_in', 'holds', 'squeezed', 'not_in', 'text_value',
+           'turn_content', 'turn_text', 'dialogue_text', 'instruction_text', 'check_beside', 'as_text', 'record_lines',
+           'json_object', 'jsonl_records', 'is_record', 'json_records', 'parquet_batches', 'parquet_records', 'kind_of',
+           'record_texts', 'documents_of', 'book_spans', 'clean_gutenberg', 'books_or_text', 'plain_text', 'Source',
+           'read_sources', 'has_sum', 'no_book', 'download', 'why_not', 'no_download', 'hub_folder', 'parse_hub_name',
+           'part_of', 'with_parts', 'is_hidden', 'look_through', 'readable_files', 'own_files', 'compare_own',
+           'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name',
+           'pattern_files', 'local_files', 'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
 
 # %% ../nbs/00_corpora.ipynb #2d145815
 import codecs
@@ -415,8 +415,49 @@ GIVEN = ("context", "input")
 ANSWERED = ("response", "output", "completion", "answer")
 FIELDS = ("text", "system", *TURNS, *ASKED, *GIVEN, *ANSWERED)
 ROLES = dict(human="USER", gpt="ASSISTANT")
-OTHER_WORDS = ("tool_calls", "function_call", "reasoning", "reasoning_content", "thinking",
-               "images", "audio")
+OTHER_WORDS = ("history", "tools", "functions", "tool_calls", "function_call", "reasoning",
+               "reasoning_content", "thinking", "thought", "refusal", "image", "image_url",
+               "images", "audio", "input_audio", "video", "videos")
+SAID = ("content", "value", "text")
+TEXT_PARTS = ("text", "input_text", "output_text")     # the types of a part that is text
+
+def words_in(
+    value, # of a field
+) -> list: # strings, without those that are blank or an empty list of JSON
+    "All words that a value holds; of a turn or part, what it says"
+    if isinstance(value, str):
+        return [value] if value.strip() not in ("", "[]", "{}", "null") else []
+    if isinstance(value, dict):
+        said = [value[name] for name in SAID if name in value]
+        value = said or list(value.values())
+    return [word for item in value for word in words_in(item)] if isinstance(value, list) else []
+
+def holds(
+    value, # of a field
+) -> bool:
+    "Whether a field holds anything: words, a picture, a call of a tool"
+    if isinstance(value, str):
+        return bool(words_in(value))
+    if isinstance(value, (list, dict)):
+        return any(map(holds, value.values() if isinstance(value, dict) else value))
+    return bool(value)
+
+def squeezed(
+    text: str, # of a record
+) -> str:
+    "A text with single spaces, to look for words in it"
+    return " ".join(text.split())
+
+def not_in(
+    text: str, # of a record
+    fields: dict, # beside those of which the text was made
+) -> list: # names
+    "The fields whose words do not stand in a text"
+    missing = {name: [word for word in words_in(value) if word not in text]
+               for name, value in fields.items()}
+    whole = squeezed(text) if any(missing.values()) else ""
+    return [name for name, words in missing.items()
+            if not all(squeezed(word) in whole for word in words)]
 
 def text_value(
     value, # of a field
@@ -438,9 +479,14 @@ def turn_content(
     said = []
     for number, part in enumerate(value, 1):
         place = f"{where}, part {number}"
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str) \
+                or (part.get("type") or "text") not in TEXT_PARTS:
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise NeoxError(f"{place} is no text ({str(kind)[:40]}); keep text alone")
+        others = {name: part[name] for name in (*OTHER_WORDS, "content", "value") if name in part}
+        if other := next((name for name, inner in others.items() if holds(inner)), None):
+            raise NeoxError(f"{place} holds {other} beside text, which would be lost; "
+                            "keep text alone")
         said.append(part["text"])
     return "".join(said)
 
@@ -457,13 +503,15 @@ def turn_text(
         seen = ", ".join(map(str, turn)) if isinstance(turn, dict) else type(turn).__name__
         raise NeoxError(f"{where}: a turn needs role and content, or from and value, as text "
                         f"(it has: {seen or 'none'})")
-    if other := next((name for name in OTHER_WORDS if fields.get(name)), None):
-        raise NeoxError(f"{where}: holds {other}, which would be lost; "
-                        "write it into the text, or remove it")
+    other = next((name for name in OTHER_WORDS if holds(fields.get(name))), None)
     role = text_value(fields[shape[0]], f"{where}: {shape[0]}").strip()
     if not role:
         raise NeoxError(f"{where}: {shape[0]} is empty; say who speaks")
     said = turn_content(fields[shape[1]], f"{where}: {shape[1]}")
+    beside = {name: fields[name] for name in (*FIELDS, *SAID) if name in fields}
+    if other or (lost := not_in(said, beside)):
+        raise NeoxError(f"{where}: holds {other or lost[0]}, which would be lost; "
+                        f"write it into {shape[1]}, or remove it")
     return f"{ROLES.get(role.lower(), role.upper())}:\n{said}"
 
 def dialogue_text(
@@ -481,9 +529,6 @@ def dialogue_text(
         place = f"{where}: turn 1"
         if turn_text(system, f"{where}: system") != turn_text(turns[0], place):
             turns = [system, *turns]
-    if record.get("history"):
-        raise NeoxError(f"{where}: holds history beside {name}, which would be lost; "
-                        "write it as turns")
     places = (f"{where}: turn {number}" for number in range(1, len(turns) + 1))
     return "\n\n".join(map(turn_text, turns, places))
 
@@ -498,9 +543,6 @@ def instruction_text(
         asked, given = given, []
     if (len(asked), len(answered)) != (1, 1) or len(given) > 1:
         return None
-    if record.get("system") or record.get("history"):
-        raise NeoxError(f"{where}: holds system or history beside {asked[0]}, which would be lost; "
-                        "write it as messages")
     names = (*asked, *given, *answered)
     words = {name: text_value(record[name], f"{where}: {name}") for name in names}
     for name in (*asked, *answered):
@@ -508,26 +550,50 @@ def instruction_text(
             raise NeoxError(f"{where}: {name} is empty; fill it, or remove the record")
     return "\n\n".join(filter(None, words.values()))
 
+def check_beside(
+    record: dict, # fields and values, none of them None
+    text: str, # what was made of it
+    taken: str, # the field that it was made of, or the first of them
+    where: str, # file and place, for the error
+    unread: dict, # gets the fields that ask for a text, which is read alone
+):
+    "Refuses a record with words beside the shape that is read; none of them is lost in silence"
+    beside = {name: record[name] for name in (*FIELDS, *OTHER_WORDS) if name in record}
+    lost = not_in(text, beside)
+    lost += [name for name in OTHER_WORDS if name not in lost and holds(beside.get(name))]
+    mild = [name for name in lost if taken == "text" and name in ("system", *ASKED, *GIVEN)]
+    if len(mild) < len(lost) or {*mild} & {*ASKED} and {*mild} & {*GIVEN}:
+        raise NeoxError(f"{where}: holds {', '.join(lost[:5])} beside {taken}, which would be "
+                        "lost; keep one of them, or write all into one text or as messages")
+    unread.update(dict.fromkeys(mild))
+
 def as_text(
     record: dict, # fields and values
     where: str, # file and place, for the error
+    unread: dict = None, # gets the names of fields such as prompt that stand beside a text
 ) -> str: # empty where the record's text is, or is null
     "The text of a record: its `text`, else the turns of a dialogue, else an instruction and answer"
     there = {name: value for name, value in record.items() if value is not None}
     turns = [name for name in TURNS if name in there]
-    if "text" in there:
-        text = text_value(there["text"], f"{where}: the column named text")
-    elif "text" in record and not set(there) & {*TURNS, *ASKED, *GIVEN, *ANSWERED}:
+    empty = "text" in record and (there.get("text") is None or there["text"] == "")
+    speaking = [name for name in (*TURNS, *ASKED, *GIVEN, *ANSWERED) if holds(there.get(name))]
+    taken = "text"                                      # or the first field of another shape
+    if empty and not speaking:
         text = ""
+    elif "text" in there and not empty:
+        text = text_value(there["text"], f"{where}: the column named text")
     elif len(turns) == 1:
         text = dialogue_text(there, turns[0], where)
+        taken = turns[0]
     else:
         text = None if turns else instruction_text(there, where)
+        taken = next((name for name in (*ASKED, *GIVEN) if name in there), "")
         if text is None:
             seen = ", ".join(name + " (null)"*(record[name] is None) for name in map(str, record))
             raise NeoxError(f"{where}: no column named text, no turns, no instruction with one "
                             f"answer (it has: {seen[:200] or 'none'}); "
                             "rename the one that holds the text")
+    check_beside(there, text, taken, where, {} if unread is None else unread)
     try:
         text.encode()
     except UnicodeEncodeError as e:
@@ -641,7 +707,7 @@ def json_records(
 # %% ../nbs/00_corpora.ipynb #fc4e1b86
 def parquet_batches(
     path: Path, # a parquet file
-    wanted: tuple = FIELDS, # names of columns
+    wanted: tuple = (*FIELDS, *OTHER_WORDS), # names of columns
 ): # yields (rows before it, rows, bytes that they take)
     "The columns with text of .parquet, in batches of some 64 MB; damage is one line"
     parquet, arrow = (import_extra(name, "datasets") for name in ("pyarrow.parquet", "pyarrow"))
@@ -653,8 +719,11 @@ def parquet_batches(
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
     except damaged as e:
         raise NeoxError(f"{path}: not a parquet file {says(e)}") from None
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise NeoxError(f"{path}: has more than one column named {', '.join(twice[:5])}; "
+                        "rename or remove the others")
     columns = [name for name in names if name in wanted]
-    if not columns:
+    if not {*columns} & {*FIELDS}:
         as_text(dict.fromkeys(names, ""), str(path))    # says what is there
     rows_each = max(1, min(512, 2**26*file.metadata.num_rows//max(1, size)))
     batches, done = file.iter_batches(batch_size=rows_each, columns=columns), 0
@@ -707,11 +776,11 @@ def record_texts(
     counted: bool = True, # whether one line says how many have an empty text
 ): # yields (record, text with newlines as \n)
     "The texts of records; all that have none are named together"
-    problems, blank = [], []
+    problems, blank, unread = [], [], {}
     for record, where in READERS[kind_of(path)](path, encoding):
         place = where.removeprefix(f"{path}, ")
         try:
-            text = as_text(record, where)
+            text = as_text(record, where, unread)
         except NeoxError as e:
             problems.append((place, e))
             if len(problems) == MOST_PROBLEMS:
@@ -727,6 +796,8 @@ def record_texts(
         more = " and many more" if len(problems) == MOST_PROBLEMS else more
         also = f" (also: {others}{more})" if others else ""
         raise NeoxError(f"{problems[0][1]}{also}") from None
+    if unread:
+        say_once(f"{path}: text is read alone; {', '.join(unread)} beside it is not")
     if blank and counted:
         say_once(f"{path}: {len(blank):,} without text, left out, the first is {blank[0]}")
 

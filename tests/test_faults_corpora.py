@@ -136,8 +136,12 @@ SHAPES = {
     "Dolly without context": (dict(instruction="Why?", context="", response="So."), "Why?\n\nSo."),
     "Alpaca": (dict(instruction="Add.", input="1 and 2", output="3"), "Add.\n\n1 and 2\n\n3"),
     "Alpaca without input": (dict(instruction="Add.", input=None, output="3"), "Add.\n\n3"),
-    "Alpaca with text": (dict(instruction="Add.", input="", output="3", text="Below is an instruction."),
-                         "Below is an instruction."),
+    "Alpaca with text": (dict(instruction="Add.", input="", output="3", text="Below is an instruction.\n\nAdd.\n\nAnswer: 3"),
+                         "Below is an instruction.\n\nAdd.\n\nAnswer: 3"),
+    "empty text": (dict(text="", instruction="Why?", output="So."), "Why?\n\nSo."),
+    "empty text and turns": (dict(text="", messages=CHAT), "USER:\nWho prints it?\n\nASSISTANT:\nMarian."),
+    "prompt beside text": (dict(prompt="Write a story.", text="Once."), "Once."),
+    "no tools": (dict(messages=CHAT, tools="[]", history=None, thinking=""), "USER:\nWho prints it?\n\nASSISTANT:\nMarian."),
     "input and output": (dict(input="Why?", output="So."), "Why?\n\nSo."),
     "completion": (dict(prompt="Why?", completion=" So."), "Why?\n\n So."),
     "question": (dict(question="Why?", answer="So."), "Why?\n\nSo."),
@@ -200,6 +204,22 @@ STRANGE = {
     "no turns": (dict(messages=[]), ["messages", "no turns"]), "turns as text": (dict(messages="[]"), ["messages", "str"]),
     "two dialogues": (dict(messages=CHAT, conversations=CHAT), ["messages, conversations"]),
     "history": (dict(instruction="Why?", output="So.", history=[["a", "b"]]), ["history"]),
+    "history beside turns": (dict(messages=CHAT, history=[["a", "b"]]), ["history", "messages"]),
+    "tools": (dict(messages=CHAT, tools=[dict(name="search", description="Looks it up.")]), ["tools"]),
+    "tools as text": (dict(messages=CHAT, tools='[{"name": "search"}]'), ["tools"]),
+    "thinking": (dict(prompt="Why?", response="So.", thinking="Hm."), ["thinking"]),
+    "answer beside text": (dict(text="What is it?", response="THE ANSWER"), ["text", "response"]),
+    "turns beside text": (dict(text="A title", messages=CHAT), ["text", "messages"]),
+    "answer beside turns": (dict(messages=CHAT, response="Another."), ["messages", "response"]),
+    "instruction beside text": (dict(text="A title", instruction="Why?", output="So."), ["text", "instruction", "output"]),
+    "instruction beside turns": (dict(messages=CHAT, prompt="Why?", completion="So."), ["messages", "prompt", "completion"]),
+    "thinking beside text": (dict(text="A text", reasoning_content="Hm."), ["reasoning_content"]),
+    "content and value": (dict(messages=[dict(role="user", content="a", value="b")]), ["turn 1", "value"]),
+    "content and text": (dict(messages=[dict(role="user", content="a", text="b")]), ["turn 1", "text"]),
+    "content and response": (dict(messages=[dict(role="user", content="a", response="b")]), ["turn 1", "response"]),
+    "picture with text": (dict(messages=[dict(role="user", content=[dict(type="image_url", image_url="x", text="b")])]), ["part 1", "image_url"]),
+    "text with picture": (dict(messages=[dict(role="user", content=[dict(type="text", image_url="x", text="b")])]), ["part 1", "image_url"]),
+    "thought as a part": (dict(messages=[dict(role="user", content=[dict(type="thinking", text="b")])]), ["part 1", "thinking"]),
     "half a character": (dict(prompt="Why?", completion="\ud83d"), ["U+D83D"]),
 }
 
@@ -212,6 +232,35 @@ def test_strange_records(fault):
     refused("r.jsonl", "r.jsonl, line 2", *parts)
     put("r.json", json.dumps([dict(text="fine"), record]))
     refused("r.json", "r.json, record 2", *parts)
+
+
+NOT_IN_PARQUET = ("half a character", "turn that is text")
+
+
+@pytest.mark.parametrize("fault", [fault for fault in STRANGE if fault not in NOT_IN_PARQUET])
+def test_strange_records_in_parquet(fault):
+    "What .jsonl refuses, .parquet refuses: columns with words are not passed over"
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    record, parts = STRANGE[fault]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record, record]), "r.parquet")
+    line = refused("r.parquet", "r.parquet")
+    assert "rename" in line or all(part in line for part in parts)
+
+
+def test_two_columns_of_one_name():
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    columns = [pyarrow.array(["one"]), pyarrow.array(["two"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), "t.parquet")
+    refused("t.parquet", "more than one column named text")
+
+
+def test_what_asks_for_a_text_is_named(capsys):
+    jsonl("r.jsonl", *[dict(prompt="Write a story.", text="Once.")]*3)
+    assert documents("r.jsonl") == ["Once."]*3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "prompt" in said and "r.jsonl" in said
 
 
 def test_all_strange_records_are_named():

@@ -7,17 +7,18 @@ __all__ = ['UNPACKED_FREELY', 'UNPACKED_RATIO', 'WESTERN', 'ARCHIVES', 'WESTERN_
            'BYTE_ORDER_MARKS', 'EMPTY', 'TURNS', 'ASKED', 'GIVEN', 'ANSWERED', 'FIELDS', 'ROLES', 'OTHER_WORDS', 'SAID',
            'TEXT_PARTS', 'LONGEST_RECORD', 'READERS', 'TEXTS', 'MOST_PROBLEMS', 'LARGEST_BOOKS', 'LONGEST_HEADER',
            'PAIRED', 'CLOSING', 'SMALL_PRINT', 'LAST_LINE', 'STARTS', 'ENDS', 'GUTENBERG_LINE', 'PAIRED_LINE', 'END',
-           'CREDIT', 'CORPORA', 'REMEMBERED', 'READABLE', 'PART_WORDS', 'check_file', 'Unpacked', 'opened',
-           'is_western', 'is_wide', 'likely_encoding', 'encoding_title', 'WrongEncoding', 'how_to_read', 'bytes_around',
-           'is_mixed', 'wrong_encoding', 'known_encoding', 'is_utf8', 'encoding_of', 'check_wide', 'check_characters',
-           'first_wrong', 'text_pieces', 'separated', 'words_in', 'holds', 'squeezed', 'not_in', 'text_value',
-           'turn_content', 'turn_text', 'dialogue_text', 'instruction_text', 'check_beside', 'as_text', 'record_lines',
-           'json_object', 'jsonl_records', 'is_record', 'json_records', 'parquet_batches', 'parquet_records', 'kind_of',
-           'record_texts', 'documents_of', 'book_spans', 'clean_gutenberg', 'books_or_text', 'plain_text', 'Source',
-           'read_sources', 'has_sum', 'no_book', 'download', 'why_not', 'no_download', 'hub_folder', 'parse_hub_name',
-           'part_of', 'with_parts', 'is_hidden', 'look_through', 'readable_files', 'own_files', 'compare_own',
-           'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name',
-           'pattern_files', 'local_files', 'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
+           'CREDIT', 'CORPORA', 'REMEMBERED', 'READABLE', 'HELD_OUT', 'PART_WORDS', 'TWO_WORDS', 'PIECE', 'check_file',
+           'Unpacked', 'opened', 'is_western', 'is_wide', 'likely_encoding', 'encoding_title', 'WrongEncoding',
+           'how_to_read', 'bytes_around', 'is_mixed', 'wrong_encoding', 'known_encoding', 'is_utf8', 'encoding_of',
+           'check_wide', 'check_characters', 'first_wrong', 'text_pieces', 'separated', 'words_in', 'holds', 'squeezed',
+           'not_in', 'text_value', 'turn_content', 'turn_text', 'dialogue_text', 'instruction_text', 'check_beside',
+           'as_text', 'record_lines', 'json_object', 'jsonl_records', 'is_record', 'json_records', 'parquet_batches',
+           'parquet_records', 'kind_of', 'record_texts', 'documents_of', 'book_spans', 'clean_gutenberg',
+           'books_or_text', 'plain_text', 'Source', 'read_sources', 'has_sum', 'no_book', 'download', 'why_not',
+           'no_download', 'hub_folder', 'parse_hub_name', 'word_part', 'part_of', 'title_part', 'with_parts',
+           'is_hidden', 'look_through', 'readable_files', 'own_files', 'compare_own', 'find_files', 'Corpus',
+           'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name', 'pattern_files', 'local_files',
+           'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
 
 # %% ../nbs/00_corpora.ipynb #2d145815
 import codecs
@@ -1115,8 +1116,27 @@ def parse_hub_name(
     return repository, revision, folder
 
 # %% ../nbs/00_corpora.ipynb #0c6327a6
-PART_WORDS = dict(train="train", training="train", valid="valid", validation="valid", val="valid",
-                  dev="valid", test="test")
+HELD_OUT = ("valid", "validation", "val", "dev", "devel", "development", "eval", "evaluation",
+            "heldout", "holdout", "unseen")
+PART_WORDS = dict(train="train", training="train", test="test", tests="test", testing="test",
+                  **dict.fromkeys(HELD_OUT, "valid"))
+TWO_WORDS = re.compile(r"(?<![a-z])(held|hold)[-_ ](out)(?![a-z])")
+PIECE = re.compile(r"v?\d.*|[a-z]{2}|part|shard|split|set|data|raw|text|texts")   # after a part's name
+
+def word_part(
+    name: str, # of a file or folder, without a suffix
+) -> str: # "train", "valid", "test", or ""
+    "The part that a name says as a whole, or as its first or last word; no word within a title"
+    name = TWO_WORDS.sub(r"\1\2", name.lower()).strip()
+    if re.search(r"\w \w", name):                      # a title, with at most a part set off by dashes
+        name = re.sub(r"(?<=\w) (?=\w)", "", re.sub(r"(?<=[a-z]) (?=\d)", "-", name))
+    words = re.split(r"[\W_]+", name.strip("()[]-_. "))
+    while len(words) > 1 and PIECE.fullmatch(words[-1]):
+        words.pop()
+    dotted = name.split(".") if name.count(".") < 3 else []      # wiki.train.head.tokens
+    said = [re.sub(r"\d+$", "", word) for word in (words[0], words[-1], *dotted)]
+    ends = [PART_WORDS.get(word, "") for word in said]
+    return next((part for part in ("train", "valid", "test") if part in ends), "")
 
 def part_of(
     path: Path, # a file
@@ -1126,11 +1146,18 @@ def part_of(
     path = Path(path)
     folders = Path(os.path.relpath(path, root)).parts[:-1] if root else ()
     for folder in reversed(folders):
-        if folder.lower() in PART_WORDS:
-            return PART_WORDS[folder.lower()]
-    words = re.split(r"[^a-z]+", path.name.lower())
-    found = [PART_WORDS[word] for word in words if word in PART_WORDS]
-    return next((part for part in ("train", "valid", "test") if part in found), "")
+        name = TWO_WORDS.sub(r"\1\2", folder.lower())
+        if name in PART_WORDS:
+            return PART_WORDS[name]
+    known = "|".join(suffix[1:] for suffix in (*READERS, *TEXTS))
+    return word_part(re.sub(rf"(\.({known}))?(\.gz)?$", "", path.name, flags=re.I))
+
+def title_part(
+    path: Path, # a file
+) -> str: # "train", "valid", "test", or ""
+    "The part of which any word of a name speaks, though it may be one of a title"
+    words = re.split("[^a-z]+", TWO_WORDS.sub(r"\1\2", Path(path).name.lower()))
+    return next((PART_WORDS[word] for word in words if word in PART_WORDS), "")
 
 # %% ../nbs/00_corpora.ipynb #fe3ecf59
 def with_parts(
@@ -1140,6 +1167,14 @@ def with_parts(
     parents = {os.path.dirname(os.path.abspath(path)) for path in files}
     root = os.path.commonpath(parents) if parents else None
     parts = [part_of(os.path.abspath(path), root) for path in files]
+    word = re.compile(rf"(?<![a-z])({'|'.join(PART_WORDS)})(?![a-z])")
+    names = [word.sub("*", TWO_WORDS.sub(r"\1\2", Path(path).name.lower())) for path in files]
+    spoken = {}                                         # name without the part's word -> parts
+    for name, path in zip(names, files):
+        spoken.setdefault(name, set()).add(title_part(path))
+    for place, name in enumerate(names):
+        if "train" in spoken[name] and len(spoken[name]) > 1:
+            parts[place] = parts[place] or title_part(files[place])
     held_out = [str(path) for path, part in zip(files, parts) if part in ("valid", "test")]
     silent = [str(path) for path, part in zip(files, parts) if not part]
     if silent and held_out and ("train" in parts or "valid" in parts):
@@ -1147,8 +1182,18 @@ def with_parts(
         raise NeoxError(f"{held_out[0]} is kept from training by its name, but {silent[0]}{more} "
                         "says neither train nor valid; rename it, or put each part into a folder: "
                         "train, valid, test")
+    titles = [str(path) for path, part in zip(files, parts) if not part and title_part(path)]
     if silent and held_out:
         say_once(f"{held_out[0]}: read like the others, since no file is named train")
+    elif silent and "train" in parts:
+        trained = files[parts.index("train")]
+        more = f" and {len(silent) - 1:,} more" if silent[1:] else ""
+        say_once(f"{trained}: read as one text with {silent[0]}{more}, since no file is named "
+                 "valid or test")
+    elif titles and files[1:]:
+        more = f" and {len(titles) - 1:,} more" if titles[1:] else ""
+        say_once(f"{titles[0]}{more}: the name is taken for a title, not for a part of the corpus; "
+                 "a part is named train, valid or test, or ends so: plays-valid.txt")
     if "valid" not in parts:
         parts = ["valid" if part == "test" else part for part in parts]
     divided = all(parts) and "train" in parts

@@ -487,7 +487,8 @@ def test_links(capsys):
     refused("t/broken.txt", "link to nothing")
 
 
-@pytest.mark.parametrize("held_out", ["valid", "validation", "val", "dev", "test", "Validation"])
+@pytest.mark.parametrize("held_out", ["valid", "validation", "val", "dev", "test", "Validation", "eval", "evaluation", "heldout",
+                                      "held-out", "held_out", "holdout", "Development", "tests"])
 def test_folders_give_the_split(held_out):
     put("t/train/one/a.txt", "to train on")
     put("t/train/b.jsonl", json.dumps(dict(text="to train on, too")))
@@ -522,6 +523,39 @@ def test_a_word_in_a_title_is_no_split(capsys):
     put("u/train.txt", "a novel about a railway")
     put("u/another.txt", "another novel")
     assert load_corpus("u").parts == []
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("train.txt", "another.txt", "read as one text"))
+
+
+@pytest.mark.parametrize("held_out", ["eval.txt", "evaluation.jsonl", "heldout.txt", "held-out.txt", "plays.held_out.txt", "holdout.txt",
+                                      "dev.txt", "devel.txt", "tests.txt", "play-eval-00001.txt", "EVAL.txt", "eval1.txt", "unseen.txt"])
+def test_names_of_what_is_held_out(held_out):
+    "None of them is trained on beside train"
+    jsonl("t/train.jsonl", dict(text="to train on"))
+    put(f"t/{held_out}", json.dumps(dict(text="to score")) if "json" in held_out else "to score")
+    corpus = load_corpus("t")
+    assert corpus.parts == ["train", "valid"] and corpus.count("train").characters == len("to train on")
+
+
+@pytest.mark.parametrize("name,part", [
+    ("train.txt", "train"), ("train-00001.txt", "train"), ("train-00000-of-00002.parquet", "train"), ("wiki.valid.tokens", "valid"),
+    ("T-GPT4-valid.txt.gz", "valid"), ("wiki.train.head.tokens", "train"), ("gsm8k_train_split.jsonl", "train"), ("data.train.v1.txt", "train"), ("train 1.txt", "train"),
+    ("test (1).txt", "test"), ("my corpus - valid.txt", "valid"), ("a test of will.txt", ""), ("the train to paris.txt", ""),
+    ("valid reasons.txt", ""), ("the express train.txt", ""), ("a-test-of-will.txt", ""), ("latest.txt", ""), ("trains of thought.txt", "")])
+def test_part_words(name, part):
+    "As the whole name, or as its first or last word; not within a title"
+    assert part_of(name) == part
+
+
+def test_titles_are_no_parts(capsys):
+    for name in ("the train to paris.txt", "a test of will.txt", "valid reasons.txt", "other.txt"):
+        put(f"t/{name}", name)
+    assert load_corpus("t").parts == [] and load_corpus("t").counts.documents == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "taken for a title" in said
+    put("u/my own corpus train.txt", "to train on")
+    put("u/my own corpus valid.txt", "to score")
+    assert load_corpus("u").parts == ["train", "valid"]                           # one name, but for that word
 
 
 def test_one_text_in_both_parts():

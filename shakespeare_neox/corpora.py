@@ -7,18 +7,18 @@ __all__ = ['UNPACKED_FREELY', 'UNPACKED_RATIO', 'WESTERN', 'ARCHIVES', 'WESTERN_
            'BYTE_ORDER_MARKS', 'EMPTY', 'TURNS', 'ASKED', 'GIVEN', 'ANSWERED', 'FIELDS', 'ROLES', 'OTHER_WORDS', 'SAID',
            'TEXT_PARTS', 'LONGEST_RECORD', 'READERS', 'TEXTS', 'MOST_PROBLEMS', 'LARGEST_BOOKS', 'LONGEST_HEADER',
            'PAIRED', 'CLOSING', 'SMALL_PRINT', 'LAST_LINE', 'STARTS', 'ENDS', 'GUTENBERG_LINE', 'PAIRED_LINE', 'END',
-           'CREDIT', 'CORPORA', 'REMEMBERED', 'READABLE', 'HELD_OUT', 'PART_WORDS', 'TWO_WORDS', 'PIECE', 'check_file',
-           'Unpacked', 'opened', 'is_western', 'is_wide', 'likely_encoding', 'encoding_title', 'WrongEncoding',
-           'how_to_read', 'bytes_around', 'is_mixed', 'wrong_encoding', 'known_encoding', 'is_utf8', 'encoding_of',
-           'check_wide', 'check_characters', 'first_wrong', 'text_pieces', 'separated', 'words_in', 'holds', 'squeezed',
-           'not_in', 'text_value', 'turn_content', 'turn_text', 'dialogue_text', 'instruction_text', 'check_beside',
-           'as_text', 'record_lines', 'json_object', 'jsonl_records', 'is_record', 'json_records', 'parquet_batches',
-           'parquet_records', 'kind_of', 'record_texts', 'documents_of', 'book_spans', 'clean_gutenberg',
-           'books_or_text', 'plain_text', 'Source', 'read_sources', 'has_sum', 'no_book', 'download', 'why_not',
-           'no_download', 'hub_folder', 'parse_hub_name', 'word_part', 'part_of', 'title_part', 'with_parts',
-           'is_hidden', 'look_through', 'readable_files', 'own_files', 'compare_own', 'find_files', 'Corpus',
-           'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name', 'pattern_files', 'local_files',
-           'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
+           'CREDIT', 'CREDIT_WORDS', 'CORPORA', 'REMEMBERED', 'READABLE', 'HELD_OUT', 'PART_WORDS', 'TWO_WORDS',
+           'PIECE', 'check_file', 'Unpacked', 'opened', 'is_western', 'is_wide', 'likely_encoding', 'encoding_title',
+           'WrongEncoding', 'how_to_read', 'bytes_around', 'is_mixed', 'wrong_encoding', 'known_encoding', 'is_utf8',
+           'encoding_of', 'check_wide', 'check_characters', 'first_wrong', 'text_pieces', 'separated', 'words_in',
+           'holds', 'squeezed', 'not_in', 'text_value', 'turn_content', 'turn_text', 'dialogue_text',
+           'instruction_text', 'check_beside', 'as_text', 'record_lines', 'json_object', 'jsonl_records', 'is_record',
+           'json_records', 'parquet_batches', 'parquet_records', 'kind_of', 'record_texts', 'documents_of', 'is_credit',
+           'book_spans', 'clean_gutenberg', 'books_or_text', 'plain_text', 'Source', 'read_sources', 'has_sum',
+           'no_book', 'download', 'why_not', 'no_download', 'hub_folder', 'parse_hub_name', 'word_part', 'part_of',
+           'title_part', 'with_parts', 'is_hidden', 'look_through', 'readable_files', 'own_files', 'compare_own',
+           'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name',
+           'pattern_files', 'local_files', 'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
 
 # %% ../nbs/00_corpora.ipynb #2d145815
 import codecs
@@ -827,8 +827,9 @@ def documents_of(
 # %% ../nbs/00_corpora.ipynb #957c21a2
 LARGEST_BOOKS = 2**28                        # characters of one file of books, which is read whole
 LONGEST_HEADER = 60_000                      # characters; Project Gutenberg's licence has 19,000
-PAIRED = r"\*\*\* ?{} OF (?:THE|THIS)(?: COPYRIGHTED)? PROJECT GUTENBERG"
-CLOSING = r"(?:[^\n*]+\n){0,3}?[^\n*]*\*\*\*[^\n]*|[^\n]*"     # a long title takes several lines
+PAIRED = r"\*{{3,}} ?{} OF (?:THE|THIS)(?: COPYRIGHTED)? PROJECT GUTENBERG"
+CLOSING = (r"[^\n*]*\*\*\*[^\n]*|(?:[^\n*]+\n){1,3}?[^\n*]*[^\s*][ \t]*\*{3,}[ \t]*$"
+           r"|[^\n]*(?:\n\*{3,}[ \t]*$)?")                # a long title takes several lines
 SMALL_PRINT = r"\*END ?\*? ?THE SMALL PRINT[^\n]*"
 LAST_LINE = (r"(?:The )?End of (?:the |this )?Project Gutenberg[^\n]*"
              r"(?:\n(?![ \t]*\*\*\*)[^\n]+){0,3}")
@@ -837,8 +838,27 @@ GUTENBERG_LINE = re.compile(rf"^[ \t]*(?:(?P<start>{STARTS})|(?P<small>{SMALL_PR
                   rf"|(?P<end>{ENDS})|(?P<last>{LAST_LINE}))", re.M | re.I)
 PAIRED_LINE = re.compile(rf"(?<=\n)[ \t]*(?:{PAIRED.format('(?:START|END)')}|{SMALL_PRINT})", re.I)
 END = re.compile(rf"\s*{PAIRED.format('END')}", re.I)
-CREDIT = re.compile(r"\s*^(?:Produced|E-?text prepared|This e-?text was (?:prepared|produced)) by"
-                    r"[^\n]*(?:\n[^\n]+)*", re.M | re.I)
+CREDIT = re.compile(                         # one to six lines of names, then an empty one
+    r"\s*^(?i:Produced|E-?text prepared|This e-?text was (?:prepared|produced)) by [^\n]+"
+    r"(?:(?:(?<=,)|(?<=and)|(?<=&)|(?<=by)|(?<=[^\n]{50})|(?=\n[a-z(&<]))\n[^\n]+){0,5}"
+    r"(?=\s*\n[ \t]*\n)", re.M)
+CREDIT_WORDS = set("""
+    additional anonymous archive archives assistance available book books corrections
+    digital digitized distributed domain ebook edited editing edition etext file files formatted
+    from generously google help html http https illustrated images internet kindly library made
+    material online original others page pages prepared print printed produced project proofed proofread
+    proofreader proofreaders proofreading provided public scanned scans several special team text
+    thank thanks that this transcribed university using version volunteer volunteers were which
+    with""".split())
+
+def is_credit(
+    words: str, # the first lines of a book
+) -> bool:
+    "Whether lines hold names of people and how the file was made, and nothing of a story"
+    plain = re.sub(r"(?:https?://|www\.)\S+|\S+@\S+|\S+\.(?:org|net|com)\S*", "", words)
+    small = re.findall(r"(?<![\w'’-])[a-z][a-z-]{3,}", plain)
+    return {word for small_word in small for word in small_word.split("-") if word[3:]} \
+        <= CREDIT_WORDS
 
 def book_spans(
     text: str, # with newlines as \n
@@ -875,10 +895,13 @@ def clean_gutenberg(
 ) -> tuple: # the texts of the books, {what was removed or changed: how much}
     "Books without Project Gutenberg's headers and footers, in NFC, one newline at the end"
     text = raw.replace("\r\n", "\n").replace("\r", "\n")
-    spans = []
+    spans, credits = [], []
     for begin, end in book_spans(text, where):
         credit = CREDIT.match(text, begin, end)
-        spans.append((credit.end() if credit else begin, end))
+        if credit and is_credit(credit[0]) and text[credit.end():end].strip():
+            credits.append(" ".join(credit[0].split()))
+            begin = credit.end()
+        spans.append((begin, end))
     edges = [0, *(place for span in spans for place in span), len(text)]
     outside = [end - begin for begin, end in zip(edges[::2], edges[1::2])]
     if max(outside) > LONGEST_HEADER:
@@ -892,7 +915,7 @@ def clean_gutenberg(
     changed = sum(len(a) - len(b) or a != b for a, b in zip(bodies, composed))
     removed = dict(header=outside[0], between=sum(outside[1:-1]), footer=outside[-1],
                    composed=changed, windows_newlines=raw.count("\r\n"),
-                   byte_order_mark=raw.count("\ufeff"))
+                   byte_order_mark=raw.count("\ufeff"), credits=credits)
     return [body.strip("\n") + "\n" for body in composed], removed
 
 # %% ../nbs/00_corpora.ipynb #80e4ae4e
@@ -919,6 +942,8 @@ def books_or_text(
     if books[1:]:
         around = removed["header"] + removed["between"] + removed["footer"]
         told = f"headers and footers of {len(books)} books ({around:,} characters) are left out"
+    if removed["credits"]:
+        told = f"{told}, and so is {removed['credits'][0][:60]!r}"
     composed = ", letters with accents composed (NFC)" if removed["composed"] else ""
     say_once(f"{Path(path).name}: Project Gutenberg's {told}{composed}")
     yield from ([book] for book in books)

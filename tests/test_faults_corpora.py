@@ -75,8 +75,13 @@ OLD = {"small print": f"Project Gutenberg Etext of X\n\n{LICENCE}{SMALL_PRINT}\n
        "no spaces": book("X", "BODY", stars="***", this="THIS"),
        "copyrighted": book("X", "BODY", this="THE COPYRIGHTED"),
        "last line before END": book("X", "BODY\n\nEnd of the Project Gutenberg EBook of X, by\nSomebody", this="THIS"),
-       "long title": book("THE LIFE AND ADVENTURES\nOF SOMEBODY, MARINER ", "BODY"),
+       "long title": book("THE LIFE AND ADVENTURES\nOF SOMEONE, MARINER ", "BODY"),
        "credit": book("X", "Produced by A. Volunteer\nand others\n\n\nBODY"),
+       "credit to nobody": book("X", "Produced by an anonymous Project Gutenberg volunteer\n\nBODY"),
+       "credit of several lines": book("X", "E-text prepared by Suzanne Shell, Sjaani,\nand the Project Gutenberg Online Distributed Proofreading\n"
+                                            "Team (https://www.pgdp.net) from page images generously made available by\nInternet Archive\n\n\nBODY"),
+       "five stars": book("X", "BODY", stars="***** "),
+       "stars alone on a line": book("A LONG TITLE\n", "BODY", stars="*** ").replace("TITLE\n ***", "TITLE\n***"),
        "small print at the foot": book("X", "BODY") + SMALL_PRINT,
        "windows": book("X", "BODY").replace("\n", "\r\n")}
 
@@ -86,6 +91,23 @@ def test_styles_of_gutenberg(style):
     body = "The lamp spoke.\nProject Gutenberg is named in it, and *** stars."
     put("b.txt", OLD[style].replace("BODY", body.replace("\n", "\r\n" if style == "windows" else "\n")))
     assert documents("b.txt") == [body + "\n"]
+
+
+@pytest.mark.parametrize("body", [
+    "Produced by John\nCHAPTER I\n" + "It was a long first paragraph.\n"*40, "Produced by magic, the castle stood.\n\nMore.",
+    "Produced by Magic, the castle stood.\n\nMore.", "Produced by hand\nand sold in the street, it was dear.\n\nMore.", "Produced by John",
+    "Chapter 1\n***\nLine three.\n\n***\n\nLine four.", "A title ***\nLine two.", "* * *\nLine two.\n*** a line with stars ***\nLine four."])
+@pytest.mark.parametrize("closing", ["", " ***"])
+def test_first_lines_of_a_book_are_kept(body, closing):
+    "What only looks like a credit, and lines of stars, with and without closing stars in START"
+    start, end = (f"*** {word} OF THE PROJECT GUTENBERG EBOOK A{closing}" for word in ("START", "END"))
+    put("b.txt", f"Header.\n{start}\n{body}\n\n{end}\n" if closing else f"Header.\n{start}\n\n{body}\n\n{end}\n")
+    assert documents("b.txt") == [body.rstrip("\n") + "\n"]
+
+
+def test_a_credit_that_is_left_out_is_said(capsys):
+    put("b.txt", book("X", "Produced by David Widger\n\nText."))
+    assert documents("b.txt") == ["Text.\n"] and "'Produced by David Widger'" in capsys.readouterr().err
 
 
 def test_a_book_of_many_pieces():

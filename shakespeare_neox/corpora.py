@@ -10,15 +10,16 @@ __all__ = ['UNPACKED_FREELY', 'UNPACKED_RATIO', 'WESTERN', 'ARCHIVES', 'WESTERN_
            'CREDIT', 'CREDIT_WORDS', 'CORPORA', 'REMEMBERED', 'READABLE', 'HELD_OUT', 'PART_WORDS', 'TWO_WORDS',
            'PIECE', 'check_file', 'Unpacked', 'opened', 'is_western', 'is_wide', 'likely_encoding', 'encoding_title',
            'WrongEncoding', 'how_to_read', 'bytes_around', 'is_mixed', 'wrong_encoding', 'known_encoding', 'is_utf8',
-           'encoding_of', 'check_wide', 'check_characters', 'first_wrong', 'text_pieces', 'separated', 'words_in',
-           'holds', 'squeezed', 'not_in', 'text_value', 'turn_content', 'turn_text', 'dialogue_text',
-           'instruction_text', 'check_beside', 'as_text', 'record_lines', 'json_object', 'jsonl_records', 'is_record',
-           'json_records', 'parquet_batches', 'parquet_records', 'kind_of', 'record_texts', 'documents_of', 'is_credit',
-           'book_spans', 'clean_gutenberg', 'books_or_text', 'plain_text', 'Source', 'read_sources', 'has_sum',
-           'no_book', 'download', 'why_not', 'no_download', 'hub_folder', 'parse_hub_name', 'word_part', 'part_of',
-           'title_part', 'with_parts', 'is_hidden', 'look_through', 'readable_files', 'own_files', 'compare_own',
-           'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name',
-           'pattern_files', 'local_files', 'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
+           'mostly_utf8', 'encoding_of', 'check_wide', 'is_seven_bit_japanese', 'check_characters', 'first_wrong',
+           'text_pieces', 'separated', 'words_in', 'holds', 'squeezed', 'not_in', 'text_value', 'turn_content',
+           'turn_text', 'dialogue_text', 'instruction_text', 'check_beside', 'as_text', 'record_lines', 'json_object',
+           'jsonl_records', 'is_record', 'json_records', 'parquet_batches', 'parquet_records', 'kind_of',
+           'record_texts', 'documents_of', 'is_credit', 'book_spans', 'clean_gutenberg', 'books_or_text', 'plain_text',
+           'Source', 'read_sources', 'has_sum', 'no_book', 'download', 'why_not', 'no_download', 'hub_folder',
+           'parse_hub_name', 'word_part', 'part_of', 'title_part', 'with_parts', 'is_hidden', 'look_through',
+           'readable_files', 'own_files', 'compare_own', 'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing',
+           'all_wrong', 'Counts', 'corpus_name', 'pattern_files', 'local_files', 'load_corpus', 'given_texts',
+           'json_value', 'plain_line', 'write_plain']
 
 # %% ../nbs/00_corpora.ipynb #2d145815
 import codecs
@@ -297,6 +298,29 @@ def is_utf8(
     except UnicodeDecodeError:
         return False
 
+def mostly_utf8(
+    path: Path, # a file that is not UTF-8 from beginning to end
+) -> tuple: # the first wrong byte and its place; None if most letters beyond ASCII are wrong
+    "Where a text is damaged that is UTF-8 otherwise, in whichever encoding somebody reads it"
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    right, wrong, done, first = 0, 0, 0, None
+    with opened(path) as file:
+        for raw in chain(iter(lambda: file.read(2**18), b""), [b""]):
+            if b"\0" in raw:
+                return None
+            held = len(decoder.getstate()[0])
+            text = decoder.decode(raw, final=not raw)
+            right += len(re.findall("[^\x00-\x7f\ud800-\udfff]", text))
+            bad = re.search("[\udc80-\udcff]", text)
+            if bad and first is None:
+                before = text[:bad.start()].encode()
+                first = ord(bad[0]) - 0xDC00, done - held + len(before)
+            wrong += len(re.findall("[\udc80-\udcff]", text))
+            done += len(raw)
+            if wrong > 1000 and wrong > 4*right:
+                return None
+    return first if right > wrong else None
+
 def encoding_of(
     path: Path, # a file of text
     encoding: str = None, # of files that are not UTF-8
@@ -306,6 +330,12 @@ def encoding_of(
     seven_bits = name.startswith(("iso2022", "hz", "utf-7"))    # valid UTF-8, but another text
     if name == "utf-8" or not seven_bits and is_utf8(path):
         return "utf-8"
+    wide = name.startswith(("utf-16", "utf-32"))
+    damaged = None if seven_bits or wide else mostly_utf8(path)
+    if damaged:
+        raise NeoxError(f"{path}: UTF-8, but for byte 0x{damaged[0]:02x} at {damaged[1]:,}: damaged, "
+                        f"or two encodings in one file; as {name} it would be another text; "
+                        "fix that place")
     say_once(f"texts that are not UTF-8 are read as {name}")
     return name
 
@@ -320,6 +350,15 @@ def check_wide(
         raise NeoxError(f"{path}: gives no text as {encoding}, and has no byte order mark; "
                         f"{how_to_read([likely_encoding(raw)])}")
 
+def is_seven_bit_japanese(
+    text: str, # read as UTF-8
+) -> bool:
+    "Whether most of a text is ISO-2022-JP: pairs of letters between two escapes, in every line"
+    if "\x1b$" not in text or not text.isascii():
+        return False
+    pairs = re.findall(r"\x1b\$[@B]((?:[!-~]{2})+)\x1b\([BJ]", text)
+    return 2*sum(map(len, pairs)) > len(text)
+
 def check_characters(
     text: str, # a piece that was decoded
     raw: bytes, # of which
@@ -328,7 +367,7 @@ def check_characters(
     encoding: str, # in which it was read
 ):
     "Refuses what decodes, but is no text: zeros, control characters, escapes of another encoding"
-    if encoding == "utf-8" and ("\x1b$B" in text or "\x1b$@" in text):
+    if encoding == "utf-8" and is_seven_bit_japanese(text):
         raise NeoxError(f"{path}: ISO-2022-JP, not UTF-8; {how_to_read(['iso2022-jp'])}")
     if "\0" in text:
         raise wrong_encoding(path, 0, done + max(0, raw.find(b"\0")), encoding)

@@ -412,6 +412,25 @@ def test_damaged_utf8_is_not_taken_for_another_encoding():
     refused("cut.txt", "cut off in the midst of its last character", "copy it again")
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "cp1250", "mac-roman", "gb18030"])
+@pytest.mark.parametrize("where", [0, 250, 700_000])
+def test_damaged_utf8_is_read_in_no_other_encoding(encoding, where):
+    "One wrong byte does not turn each accented letter into two"
+    raw = ("é à ü "*50).encode() + b"plain letters. "*50_000
+    put("t/whole.txt", "Das Mädchen.")
+    put("t/damaged.txt", raw[:where] + b"\x96" + raw[where:])
+    refused("t", "damaged.txt", f"UTF-8, but for byte 0x96 at {where:,}", "fix that place", encoding=encoding)
+    put("cut.txt", "naïve café — ".encode()*3 + b"\xe9")
+    refused("cut.txt", "UTF-8, but for byte 0xe9 at 48", encoding=encoding)
+
+
+def test_escapes_in_utf8():
+    "What speaks of ISO-2022-JP is not in it"
+    for text in ("the escape \x1b$B is used. "*50, "Es heißt \x1b$B%F%9%H\x1b(B, schön. "*50, "\x1b$@ and \x1b[31mred\x1b[0m"):
+        put("t.txt", text)
+        assert documents("t.txt") == [text]
+
+
 @pytest.mark.parametrize("encoding", ["no-such", "rot13", "base64", "", "unicode_escape", "cp\0"])
 def test_encodings_that_are_none(encoding):
     put("t.txt", "abc")

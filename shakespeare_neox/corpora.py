@@ -8,18 +8,18 @@ __all__ = ['UNPACKED_FREELY', 'UNPACKED_RATIO', 'WESTERN', 'ARCHIVES', 'WESTERN_
            'TEXT_PARTS', 'LONGEST_RECORD', 'READERS', 'TEXTS', 'MOST_PROBLEMS', 'LARGEST_BOOKS', 'LONGEST_HEADER',
            'PAIRED', 'CLOSING', 'SMALL_PRINT', 'LAST_LINE', 'STARTS', 'ENDS', 'GUTENBERG_LINE', 'PAIRED_LINE', 'END',
            'CREDIT', 'CREDIT_WORDS', 'CORPORA', 'REMEMBERED', 'READABLE', 'HELD_OUT', 'PART_WORDS', 'TWO_WORDS',
-           'PIECE', 'check_file', 'Unpacked', 'opened', 'is_western', 'is_wide', 'likely_encoding', 'encoding_title',
-           'WrongEncoding', 'how_to_read', 'bytes_around', 'is_mixed', 'wrong_encoding', 'known_encoding', 'is_utf8',
-           'mostly_utf8', 'encoding_of', 'check_wide', 'is_seven_bit_japanese', 'check_characters', 'first_wrong',
-           'text_pieces', 'separated', 'words_in', 'holds', 'squeezed', 'not_in', 'text_value', 'turn_content',
-           'turn_text', 'dialogue_text', 'instruction_text', 'check_beside', 'as_text', 'record_lines', 'json_object',
-           'jsonl_records', 'is_record', 'json_records', 'parquet_batches', 'parquet_records', 'kind_of',
-           'record_texts', 'documents_of', 'is_credit', 'book_spans', 'clean_gutenberg', 'books_or_text', 'plain_text',
-           'Source', 'read_sources', 'has_sum', 'no_book', 'download', 'why_not', 'no_download', 'hub_folder',
-           'parse_hub_name', 'word_part', 'part_of', 'title_part', 'with_parts', 'is_hidden', 'look_through',
-           'readable_files', 'own_files', 'compare_own', 'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing',
-           'all_wrong', 'Counts', 'corpus_name', 'pattern_files', 'local_files', 'load_corpus', 'given_texts',
-           'json_value', 'plain_line', 'write_plain']
+           'PIECE', 'METADATA', 'check_file', 'Unpacked', 'opened', 'is_western', 'is_wide', 'likely_encoding',
+           'encoding_title', 'WrongEncoding', 'how_to_read', 'bytes_around', 'is_mixed', 'wrong_encoding',
+           'known_encoding', 'is_utf8', 'mostly_utf8', 'encoding_of', 'check_wide', 'is_seven_bit_japanese',
+           'check_characters', 'first_wrong', 'text_pieces', 'separated', 'words_in', 'holds', 'squeezed', 'not_in',
+           'text_value', 'turn_content', 'turn_text', 'dialogue_text', 'instruction_text', 'check_beside', 'as_text',
+           'record_lines', 'json_object', 'jsonl_records', 'is_record', 'json_records', 'parquet_batches',
+           'parquet_records', 'kind_of', 'record_texts', 'documents_of', 'is_credit', 'book_spans', 'clean_gutenberg',
+           'books_or_text', 'plain_text', 'Source', 'read_sources', 'has_sum', 'no_book', 'download', 'why_not',
+           'no_download', 'hub_folder', 'parse_hub_name', 'word_part', 'part_of', 'title_part', 'with_parts',
+           'is_hidden', 'same_text', 'without_copies', 'look_through', 'readable_files', 'own_files', 'compare_own',
+           'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name',
+           'pattern_files', 'local_files', 'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
 
 # %% ../nbs/00_corpora.ipynb #2d145815
 import codecs
@@ -739,8 +739,8 @@ def json_records(
     if isinstance(got, dict):
         lists = [value for value in got.values() if isinstance(value, list)]
     if len(lists) != 1 or not all(isinstance(record, dict) for record in lists[0]):
-        raise NeoxError(f"{path}: holds no list of records; "
-                        "write one JSON object a line, as .jsonl")
+        raise NeoxError(f"{path}: holds no list of records; write one JSON object a line, as "
+                        ".jsonl, or, if it is no text, take it out of the folder")
     for number, record in enumerate(lists[0], 1):
         yield record, f"{path}, record {number}"
 
@@ -1270,6 +1270,34 @@ def is_hidden(
     "Whether the system put it there, or a person hid it"
     return name.startswith(".") or name == "__MACOSX"
 
+METADATA = re.compile(r"(?i)(dataset_infos?|dataset_dict|config|generation_config|state|metadata|"
+                      r"croissant|package|package-lock|vocab|tokenizer|tokenizer_config|"
+                      r"special_tokens_map|added_tokens|preprocessor_config|model_index|"
+                      r".*\.index|.*_state|corpora|manifest)\.json(\.gz)?")
+
+def same_text(
+    packed: Path, # a file whose name ends with .gz
+    plain: Path, # the same name without it
+) -> bool:
+    "Whether a compressed file holds what lies beside it"
+    try:
+        with opened(packed) as a, opened(plain) as b:
+            while piece := a.read(2**18):
+                if piece != b.read(len(piece)):
+                    return False
+            return not b.read(1)
+    except NeoxError:                                   # said when it is read
+        return False
+
+def without_copies(
+    paths: list, # files
+) -> tuple: # those to read, those that hold the same as another
+    "Files without compressed copies of others among them"
+    there = {os.path.abspath(path) for path in paths}
+    copies = [path for path in paths if path.suffix.lower() == ".gz"
+              and os.path.abspath(path)[:-3] in there and same_text(path, path.with_suffix(""))]
+    return [path for path in paths if path not in copies], copies
+
 def look_through(
     folder: Path, # a folder, subfolders included
 ) -> tuple: # paths of what can be read, what is left out and why
@@ -1290,6 +1318,8 @@ def look_through(
             about = re.match(r"(readme|licen[cs]es?)\b", name.lower())
             if about or kind_of(path) not in (*READERS, *TEXTS):
                 left_out.append(str(shown/name))
+            elif METADATA.fullmatch(name):
+                left_out.append(f"{shown/name} (about the data)")
             elif not path.is_file():
                 what = "a link to nothing" if path.is_symlink() else "not a file"
                 left_out.append(f"{shown/name} ({what})")
@@ -1298,7 +1328,13 @@ def look_through(
     own = {os.path.realpath(path) for path in found if not path.is_symlink()}
     twice = [path for path in found if path.is_symlink() and os.path.realpath(path) in own]
     left_out += [f"{path.relative_to(folder)} (a link to another file here)" for path in twice]
-    return sorted(set(found) - set(twice)), left_out
+    found, copies = without_copies(sorted(set(found) - set(twice)))
+    left_out += [f"{path.relative_to(folder)} (the same as {path.stem})" for path in copies]
+    empty = [path for path in found if not path.stat().st_size]
+    if len(empty) < len(found):
+        left_out += [f"{path.relative_to(folder)} (empty)" for path in empty]
+        found = [path for path in found if path not in empty]
+    return found, left_out
 
 def readable_files(
     folder: Path, # a folder, subfolders included
@@ -1599,6 +1635,8 @@ def pattern_files(
             found.append(path)
         elif not path.is_dir():
             left_out.append(place)
+    found, copies = without_copies(found)
+    left_out += [f"{path} (the same as {path.stem})" for path in copies]
     if left_out:
         more = f" and {len(left_out) - 8:,} more" if left_out[8:] else ""
         say_once(f"{pattern}: not read: {', '.join(left_out[:8])}{more}")

@@ -421,7 +421,7 @@ def test_damaged_utf8_is_read_in_no_other_encoding(encoding, where):
     put("t/damaged.txt", raw[:where] + b"\x96" + raw[where:])
     refused("t", "damaged.txt", f"UTF-8, but for byte 0x96 at {where:,}", "fix that place", encoding=encoding)
     put("cut.txt", "naïve café — ".encode()*3 + b"\xe9")
-    refused("cut.txt", "UTF-8, but for byte 0xe9 at 48", encoding=encoding)
+    refused("cut.txt", "UTF-8, but for byte 0xe9 at 51", encoding=encoding)
 
 
 def test_escapes_in_utf8():
@@ -508,6 +508,33 @@ def test_what_a_folder_leaves_out_is_said_once(capsys):
     assert documents("t") == documents("t") == ["a.txt", "licensed_to_kill.txt"]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and all(name in said[0] for name in ("README.md", "LICENSE.txt", "licence", "cover.png"))
+
+
+def test_what_is_about_the_data_is_not_read(capsys):
+    put("t/a.jsonl", json.dumps(dict(text="one")))
+    put("t/b.txt", "two")
+    for name in ("dataset_info.json", "dataset_infos.json", "sub/config.json", "tokenizer_config.json", "state.json"):
+        put(f"t/{name}", json.dumps(dict(splits=dict(train=1))))
+    put("t/nothing.txt", "")
+    put("t/data.json", json.dumps([dict(text="three")]))
+    assert documents("t") == ["one", "two", "three"]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(name in said for name in ("dataset_info.json", "config.json", "state.json", "nothing.txt (empty)"))
+    put("t/labels.json", json.dumps(dict(yes=1, no=0)))
+    refused("t", "labels.json", "holds no list of records", "take it out of the folder")
+    put("u/a.txt", "")
+    refused("u", "u/a.txt".replace("/", os.sep), "the file is empty")
+
+
+def test_a_compressed_copy_is_read_once(capsys):
+    text = "The ink is dry.\n"*40_000
+    put("t/a.txt", text)
+    put("t/a.txt.gz", gzip.compress(text.encode()))
+    put("t/b.jsonl", json.dumps(dict(text="one")))
+    put("t/b.jsonl.gz", gzip.compress(json.dumps(dict(text="another")).encode()))
+    assert documents("t") == documents("t/*") == [text, "one", "another"]
+    said = capsys.readouterr().err
+    assert said.count("a.txt.gz (the same as a.txt)") == 2 and "b.jsonl" not in said
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import socket
 import stat
 import sys
@@ -362,6 +363,70 @@ def test_encodings_are_named_and_taken(name):
     assert documents("t.txt.gz", encoding=likely) == [text]
 
 
+LANGUAGES = {
+    "French": "L’été à Noël, où l’œuvre était achevée.\n", "Portuguese": "Uma noite destas, o coração da irmã pôs-se a bater; não é só.\n",
+    "Spanish": "En un lugar de la Mancha: “¿Qué es esto?” –dijo el niño–. ¡Años!\n", "Italian": "Ché la diritta via era smarrita; ahi quanto è dura, perché “così” disse.\n",
+    "Swedish": "Det var en gång en pojke, fjorton år gammal, lång och ranglig: “Så är det” – sade han.\n",
+    "Icelandic": "Það er upphaf á sögu þessari, að Hákon konungur réð fyrir Noregi. Þorkell hét maður.\n",
+    "Polish": "Litwo! Ile cię trzeba cenić, ten tylko się dowie, Kto cię stracił; ty jesteś jak zdrowie, źle.\n",
+    "Hungarian": "Az öregebb fiú elment szerencsét próbálni; őszintén szólva űzte a bűnös kedvtelést.\n",
+    "Czech": "Babička měla syna a dvě dcery. Druhá dcera šla pak na její místo; řemeslník.\n",
+    "Romanian": "A fost odată ca-n poveşti, Din rude mari împărăteşti. Şi era una la părinţi.\n",
+    "Turkish": "Şimdi güneş doğdu, ılık bir rüzgâr esti.\n", "English": "He heard Dvořák play in Prague with the others of the company that came.\n",
+    "naive": "It is naïve to say so, though the façade was that of a café.\n",
+    "Russian": "Война и мир, князь Андрей смотрел на небо.\n", "Greek": "Μηνιν αειδε θεα Πηληιαδεω Αχιληος\n", "Hebrew": "בראשית ברא אלהים את השמים\n",
+    "Japanese": "吾輩は猫である。名前はまだ無い。\n", "Chinese": "话说天下大势，分久必合，合久必分。\n", "Korean": "나는 고양이로소이다. 이름은 아직 없다.\n",
+}
+WRITTEN = [(language, encoding) for encodings, languages in {
+    "cp1252 mac-roman": "French Portuguese Spanish Italian Swedish naive", "cp850": "naive", "cp1252": "Icelandic",
+    "cp1250": "Polish Hungarian Czech Romanian English", "iso8859-2 cp852": "Polish Hungarian Czech", "cp1254": "Turkish",
+    "cp1251 koi8-r cp866 iso8859-5 mac-cyrillic": "Russian", "cp1253 iso8859-7": "Greek", "cp1255": "Hebrew",
+    "euc-jp shift_jis": "Japanese", "gb18030": "Chinese", "euc-kr": "Korean"}.items()
+    for language in languages.split() for encoding in encodings.split()]
+
+
+@pytest.mark.parametrize("times", [1, 30])
+@pytest.mark.parametrize("language,encoding", WRITTEN)
+def test_advice_never_changes_letters(language, encoding, times):
+    "One --encoding is given only if it is the right one; else the right one is among those to look at"
+    text = LANGUAGES[language]*times
+    put("t.txt", text.encode(encoding))
+    line = refused("t.txt", "t.txt", "it reads")
+    advised = re.findall(r"--encoding ([\w-]+) \(", line)
+    named = re.findall(r"([\w-]+) \(it reads", line.split("may be")[1]) if "it may be" in line else advised
+    assert advised != named or len(named) == 1
+    assert 0 < len(named) <= 3 and any(documents("t.txt", encoding=name) == [text] for name in named), line
+    if advised and "it may be" not in line:
+        assert documents("t.txt", encoding=advised[0]) == [text]
+
+
+@pytest.mark.parametrize("language", ["French", "Portuguese", "Spanish", "Icelandic", "Hungarian", "Polish", "Czech", "Japanese", "Korean"])
+def test_no_doubt_about(language):
+    encoding = {"Hungarian": "cp1250", "Polish": "cp1250", "Czech": "cp1250", "Japanese": "euc-jp", "Korean": "cp949"}.get(language, "cp1252")
+    put("t.txt", (LANGUAGES[language]*40).encode(encoding))
+    refused("t.txt", f"give --encoding {encoding} (")
+
+
+def test_doubt_is_said():
+    put("t.txt", ("A fost odată ca-n poveşti, împărăteşti.\n"*20).encode("cp1250"))
+    line = refused("t.txt", "it may be cp1250 (it reads", "poveşti", "iso8859-16 (it reads", "povești", "look which reads right")
+    assert "probably" not in line and "give --encoding" not in line
+    put("u/a.txt", Path("t.txt").read_bytes())
+    put("u/b.txt", Path("t.txt").read_bytes()*2)
+    assert "--encoding cp" not in refused("u", "2 files", "cp1250 or iso8859-16", "a.txt", "b.txt")
+
+
+@pytest.mark.parametrize("text", ["吾輩は猫である。名前はまだ無い。"*300, "나는고양이로소이다.이름은아직없다."*300, "学而时习之，不亦说乎？有朋自远方来，不亦乐乎？"*300,
+                                  "мывсеучилисьпонемногу"*300], ids=["Japanese", "Korean", "Chinese", "Russian"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_wide_texts_without_spaces(text, encoding):
+    "Given explicitly, without a byte order mark"
+    put("t.txt", text.encode(encoding))
+    assert documents("t.txt", encoding=encoding) == [text]
+    other = encoding.replace("le", "xx").replace("be", "le").replace("xx", "be")
+    refused("t.txt", "t.txt", encoding=other)
+
+
 def test_encodings_of_records():
     text = "It\u2019s a café."
     for name, body in {"r.jsonl": "".join(json.dumps(dict(text=text), ensure_ascii=False) + "\n" for _ in "ab"),
@@ -413,7 +478,7 @@ def test_damaged_utf8_is_not_taken_for_another_encoding():
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "cp1250", "mac-roman", "gb18030"])
-@pytest.mark.parametrize("where", [0, 250, 700_000])
+@pytest.mark.parametrize("where", [0, 252, 700_000])
 def test_damaged_utf8_is_read_in_no_other_encoding(encoding, where):
     "One wrong byte does not turn each accented letter into two"
     raw = ("é à ü "*50).encode() + b"plain letters. "*50_000

@@ -12,7 +12,7 @@ __all__ = ['UNPACKED_FREELY', 'UNPACKED_RATIO', 'ARCHIVES', 'LETTERS', 'LEAST', 
            'METADATA', 'check_file', 'Unpacked', 'opened', 'is_odd', 'east_asian', 'are_loans', 'is_quoted', 'fits',
            'decoded', 'candidates', 'is_wide', 'is_controlled', 'wide_encoding', 'likely_encodings', 'likely_encoding',
            'sample_words', 'encoding_title', 'WrongEncoding', 'which_of', 'how_to_read', 'bytes_around', 'is_mixed',
-           'wrong_encoding', 'known_encoding', 'is_utf8', 'mostly_utf8', 'encoding_of', 'check_wide',
+           'wrong_encoding', 'known_encoding', 'is_utf8', 'mostly_utf8', 'encoding_of', 'check_wide', 'check_controls',
            'is_seven_bit_japanese', 'check_characters', 'first_wrong', 'text_pieces', 'separated', 'words_in', 'holds',
            'squeezed', 'not_in', 'text_value', 'turn_content', 'turn_text', 'dialogue_text', 'instruction_text',
            'check_beside', 'as_text', 'record_lines', 'json_object', 'jsonl_records', 'is_record', 'json_records',
@@ -152,8 +152,8 @@ COMMON = set("的一是不了在人有我他这个们中来上大为和国地到
              "這個們來為國說時會對發後裡過著於與其者曰乃無所何日月天道心見知"
              "此方言若事矣乎吾今如己行我三二十年相同道第學学朋樂乐亦遠远")
 SINGLE_BYTE = ("cp1252", "iso8859-15", "mac-roman", "cp850", "cp1250", "iso8859-2", "iso8859-16",
-               "cp852", "cp1254", "cp1257", "iso8859-13", "iso8859-3", "cp1255", "cp1251", "koi8-r", "koi8-u",
-               "cp866", "iso8859-5", "mac-cyrillic", "cp1253", "iso8859-7", "cp1256", "iso8859-6",
+               "cp852", "cp1254", "cp1257", "iso8859-13", "iso8859-3", "cp1255",
+               "cp1251", "koi8-r", "koi8-u", "cp866", "iso8859-5", "mac-cyrillic", "cp1253", "iso8859-7", "cp1256", "iso8859-6",
                "cp874")
 MULTI_BYTE = dict(gb18030="chinese", big5="chinese", cp932="japanese", cp949="korean")
 MULTI_BYTE["euc-jp"] = "japanese"
@@ -205,11 +205,12 @@ def are_loans(
 def is_quoted(
     text: str, # decoded
 ) -> bool:
-    "Whether all beyond ASCII are dashes and quotation marks, where they stand in English and French"
+    "Whether dashes and quotation marks, where they usually stand, are all that is beyond ASCII"
     if {c for c in text if c > "\x7f"} - set("“”‘’–—…\xa0«»"):
         return False
     within = len(re.findall(r"(?<=[A-Za-z])[‘’“”…](?=[A-Za-z])", text))
-    usual = len(re.findall(r"(?i)[a-z]’(?:s|t|d|m|ll|re|ve|em|er|clock)\b|\b(?:[cdjlmnst]|qu)’[a-z]", text))
+    usual = len(re.findall(r"(?i)[a-z]’(?:s|t|d|m|ll|re|ve|em|er|clock)\b"
+                           r"|\b(?:[cdjlmnst]|qu)’[a-z]", text))
     return usual >= within
 
 def fits(
@@ -227,7 +228,8 @@ def fits(
         strange = sum(c not in own for c in letters)
         foreign = language in OWN_SCRIPT and re.search(f"[A-Za-z][{own}]|[{own}][A-Za-z]", text)
         if language == "thai":                          # a vowel above or below stands on a letter
-            foreign = foreign or re.search("(?<![\u0e01-\u0e4e])[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]", text)
+            lone = "(?<![\u0e01-\u0e4e])[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
+            foreign = foreign or re.search(lone, text)
         if language in VOWELS:
             foreign = foreign or sum(c in VOWELS[language] for c in letters) < 0.3*len(letters)
         share = len(letters)/(plain + len(letters))     # below 0.01 they are names and loans
@@ -366,7 +368,8 @@ def which_of(
 ) -> str: # for an error, after "it may be"
     "What a person has to look at: a word as it reads in each encoding"
     words = sample_words(raw, encodings)
-    return " or ".join(f"{encoding} (it reads {word!r})" for encoding, word in zip(encodings, words))
+    pairs = zip(encodings, words)
+    return " or ".join(f"{encoding} (it reads {word!r})" for encoding, word in pairs)
 
 LOOK = ("look which reads right, and give that as --encoding (neox_prepare, neox_tokenizer; "
         "encoding= in Python), or save as UTF-8")
@@ -519,8 +522,8 @@ def encoding_of(
         return "utf-8"
     damaged = None if seven_bits or wide else mostly_utf8(path)
     if damaged:
-        raise NeoxError(f"{path}: UTF-8, but for byte 0x{damaged[0]:02x} at {damaged[1]:,}: damaged, "
-                        f"or two encodings in one file; as {name} it would be another text; "
+        raise NeoxError(f"{path}: UTF-8, but for byte 0x{damaged[0]:02x} at {damaged[1]:,}: "
+                        f"damaged, or two encodings in one file; as {name} it would be another text; "
                         "fix that place")
     say_once(f"texts that are not UTF-8 are read as {name}")
     return name
@@ -535,6 +538,16 @@ def check_wide(
     if not raw.startswith(BYTE_ORDER_MARKS) and not is_wide(raw, encoding):
         raise NeoxError(f"{path}: gives no text as {encoding}, and has no byte order mark; "
                         f"{how_to_read([likely_encoding(raw)])}")
+
+def check_controls(
+    path: Path, # a text that is said to be UTF-8
+):
+    "Refuses UTF-16 without zeros, whose bytes are often UTF-8 with control characters"
+    with opened(path) as file:
+        raw = file.read(2**16)
+    if len(raw) > 256 and is_controlled(raw):
+        control = re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", raw)
+        raise wrong_encoding(path, control[0][0], control.start())
 
 def is_seven_bit_japanese(
     text: str, # read as UTF-8
@@ -555,9 +568,6 @@ def check_characters(
     "Refuses what decodes, but is no text: zeros, control characters, escapes of another encoding"
     if encoding == "utf-8" and is_seven_bit_japanese(text):
         raise NeoxError(f"{path}: ISO-2022-JP, not UTF-8; {how_to_read(['iso2022-jp'])}")
-    if encoding == "utf-8" and is_controlled(raw):
-        control = re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", raw)
-        raise wrong_encoding(path, control[0][0], done + control.start(), encoding)
     if "\0" in text:
         raise wrong_encoding(path, 0, done + max(0, raw.find(b"\0")), encoding)
     control = re.search("[\x80-\x84\x86-\x9f]", text) if encoding in LATIN else None
@@ -590,6 +600,8 @@ def text_pieces(
     done, blank, fresh, accented = 0, True, True, False
     if encoding.startswith(("utf-16", "utf-32")):
         check_wide(path, encoding)
+    elif encoding == "utf-8":
+        check_controls(path)
     with opened(path) as file:
         while raw := file.read(size):
             kept = len(codec.getstate()[0])
@@ -805,7 +817,8 @@ def as_text(
     there = {name: value for name, value in record.items() if value is not None}
     turns = [name for name in TURNS if name in there]
     empty = "text" in record and (there.get("text") is None or there["text"] == "")
-    speaking = [name for name in (*TURNS, *ASKED, *GIVEN, *ANSWERED) if holds(there.get(name))]
+    shaped = {*TURNS, *ASKED, *GIVEN, *ANSWERED}
+    speaking = empty and any(holds(value) for name, value in there.items() if name in shaped)
     taken = "text"                                      # or the first field of another shape
     if empty and not speaking:
         text = ""
@@ -822,7 +835,8 @@ def as_text(
             raise NeoxError(f"{where}: no column named text, no turns, no instruction with one "
                             f"answer (it has: {seen[:200] or 'none'}); "
                             "rename the one that holds the text")
-    check_beside(there, text, taken, where, {} if unread is None else unread)
+    if len(there) > 1:
+        check_beside(there, text, taken, where, {} if unread is None else unread)
     try:
         text.encode()
     except UnicodeEncodeError as e:
@@ -1074,7 +1088,8 @@ CREDIT_WORDS = set("""
     additional anonymous archive archives assistance available book books corrections
     digital digitized distributed domain ebook edited editing edition etext file files formatted
     from generously google help html http https illustrated images internet kindly library made
-    material online original others page pages prepared print printed produced project proofed proofread
+    material online original others page pages
+    prepared print printed produced project proofed proofread
     proofreader proofreaders proofreading provided public scanned scans several special team text
     thank thanks that this transcribed university using version volunteer volunteers were which
     with""".split())
@@ -1374,14 +1389,14 @@ HELD_OUT = ("valid", "validation", "val", "dev", "devel", "development", "eval",
 PART_WORDS = dict(train="train", training="train", test="test", tests="test", testing="test",
                   **dict.fromkeys(HELD_OUT, "valid"))
 TWO_WORDS = re.compile(r"(?<![a-z])(held|hold)[-_ ](out)(?![a-z])")
-PIECE = re.compile(r"v?\d.*|[a-z]{2}|part|shard|split|set|data|raw|text|texts")   # after a part's name
+PIECE = re.compile(r"v?\d.*|[a-z]{2}|part|shard|split|set|data|raw|text|texts")
 
 def word_part(
     name: str, # of a file or folder, without a suffix
 ) -> str: # "train", "valid", "test", or ""
     "The part that a name says as a whole, or as its first or last word; no word within a title"
     name = TWO_WORDS.sub(r"\1\2", name.lower()).strip()
-    if re.search(r"\w \w", name):                      # a title, with at most a part set off by dashes
+    if re.search(r"\w \w", name):                      # a title, perhaps with a part after a dash
         name = re.sub(r"(?<=\w) (?=\w)", "", re.sub(r"(?<=[a-z]) (?=\d)", "-", name))
     words = re.split(r"[\W_]+", name.strip("()[]-_. "))
     while len(words) > 1 and PIECE.fullmatch(words[-1]):

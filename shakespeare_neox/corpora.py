@@ -153,7 +153,8 @@ COMMON = set("的一是不了在人有我他这个们中来上大为和国地到
              "此方言若事矣乎吾今如己行我三二十年相同道第學学朋樂乐亦遠远")
 SINGLE_BYTE = ("cp1252", "iso8859-15", "mac-roman", "cp850", "cp1250", "iso8859-2", "iso8859-16",
                "cp852", "cp1254", "cp1257", "iso8859-13", "iso8859-3", "cp1255",
-               "cp1251", "koi8-r", "koi8-u", "cp866", "iso8859-5", "mac-cyrillic", "cp1253", "iso8859-7", "cp1256", "iso8859-6",
+               "cp1251", "koi8-r", "koi8-u", "cp866", "iso8859-5",
+               "mac-cyrillic", "cp1253", "iso8859-7", "cp1256", "iso8859-6",
                "cp874")
 MULTI_BYTE = dict(gb18030="chinese", big5="chinese", cp932="japanese", cp949="korean")
 MULTI_BYTE["euc-jp"] = "japanese"
@@ -523,8 +524,8 @@ def encoding_of(
     damaged = None if seven_bits or wide else mostly_utf8(path)
     if damaged:
         raise NeoxError(f"{path}: UTF-8, but for byte 0x{damaged[0]:02x} at {damaged[1]:,}: "
-                        f"damaged, or two encodings in one file; as {name} it would be another text; "
-                        "fix that place")
+                        f"damaged, or two encodings in one file; as {name} it would be "
+                        "another text; fix that place")
     say_once(f"texts that are not UTF-8 are read as {name}")
     return name
 

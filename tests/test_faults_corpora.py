@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import socket
 import stat
 import sys
@@ -75,8 +76,13 @@ OLD = {"small print": f"Project Gutenberg Etext of X\n\n{LICENCE}{SMALL_PRINT}\n
        "no spaces": book("X", "BODY", stars="***", this="THIS"),
        "copyrighted": book("X", "BODY", this="THE COPYRIGHTED"),
        "last line before END": book("X", "BODY\n\nEnd of the Project Gutenberg EBook of X, by\nSomebody", this="THIS"),
-       "long title": book("THE LIFE AND ADVENTURES\nOF SOMEBODY, MARINER ", "BODY"),
+       "long title": book("THE LIFE AND ADVENTURES\nOF SOMEONE, MARINER ", "BODY"),
        "credit": book("X", "Produced by A. Volunteer\nand others\n\n\nBODY"),
+       "credit to nobody": book("X", "Produced by an anonymous Project Gutenberg volunteer\n\nBODY"),
+       "credit of several lines": book("X", "E-text prepared by Suzanne Shell, Sjaani,\nand the Project Gutenberg Online Distributed Proofreading\n"
+                                            "Team (https://www.pgdp.net) from page images generously made available by\nInternet Archive\n\n\nBODY"),
+       "five stars": book("X", "BODY", stars="***** "),
+       "stars alone on a line": book("A LONG TITLE\n", "BODY", stars="*** ").replace("TITLE\n ***", "TITLE\n***"),
        "small print at the foot": book("X", "BODY") + SMALL_PRINT,
        "windows": book("X", "BODY").replace("\n", "\r\n")}
 
@@ -86,6 +92,23 @@ def test_styles_of_gutenberg(style):
     body = "The lamp spoke.\nProject Gutenberg is named in it, and *** stars."
     put("b.txt", OLD[style].replace("BODY", body.replace("\n", "\r\n" if style == "windows" else "\n")))
     assert documents("b.txt") == [body + "\n"]
+
+
+@pytest.mark.parametrize("body", [
+    "Produced by John\nCHAPTER I\n" + "It was a long first paragraph.\n"*40, "Produced by magic, the castle stood.\n\nMore.",
+    "Produced by Magic, the castle stood.\n\nMore.", "Produced by hand\nand sold in the street, it was dear.\n\nMore.", "Produced by John",
+    "Chapter 1\n***\nLine three.\n\n***\n\nLine four.", "A title ***\nLine two.", "* * *\nLine two.\n*** a line with stars ***\nLine four."])
+@pytest.mark.parametrize("closing", ["", " ***"])
+def test_first_lines_of_a_book_are_kept(body, closing):
+    "What only looks like a credit, and lines of stars, with and without closing stars in START"
+    start, end = (f"*** {word} OF THE PROJECT GUTENBERG EBOOK A{closing}" for word in ("START", "END"))
+    put("b.txt", f"Header.\n{start}\n{body}\n\n{end}\n" if closing else f"Header.\n{start}\n\n{body}\n\n{end}\n")
+    assert documents("b.txt") == [body.rstrip("\n") + "\n"]
+
+
+def test_a_credit_that_is_left_out_is_said(capsys):
+    put("b.txt", book("X", "Produced by David Widger\n\nText."))
+    assert documents("b.txt") == ["Text.\n"] and "'Produced by David Widger'" in capsys.readouterr().err
 
 
 def test_a_book_of_many_pieces():
@@ -136,8 +159,12 @@ SHAPES = {
     "Dolly without context": (dict(instruction="Why?", context="", response="So."), "Why?\n\nSo."),
     "Alpaca": (dict(instruction="Add.", input="1 and 2", output="3"), "Add.\n\n1 and 2\n\n3"),
     "Alpaca without input": (dict(instruction="Add.", input=None, output="3"), "Add.\n\n3"),
-    "Alpaca with text": (dict(instruction="Add.", input="", output="3", text="Below is an instruction."),
-                         "Below is an instruction."),
+    "Alpaca with text": (dict(instruction="Add.", input="", output="3", text="Below is an instruction.\n\nAdd.\n\nAnswer: 3"),
+                         "Below is an instruction.\n\nAdd.\n\nAnswer: 3"),
+    "empty text": (dict(text="", instruction="Why?", output="So."), "Why?\n\nSo."),
+    "empty text and turns": (dict(text="", messages=CHAT), "USER:\nWho prints it?\n\nASSISTANT:\nMarian."),
+    "prompt beside text": (dict(prompt="Write a story.", text="Once."), "Once."),
+    "no tools": (dict(messages=CHAT, tools="[]", history=None, thinking=""), "USER:\nWho prints it?\n\nASSISTANT:\nMarian."),
     "input and output": (dict(input="Why?", output="So."), "Why?\n\nSo."),
     "completion": (dict(prompt="Why?", completion=" So."), "Why?\n\n So."),
     "question": (dict(question="Why?", answer="So."), "Why?\n\nSo."),
@@ -200,6 +227,22 @@ STRANGE = {
     "no turns": (dict(messages=[]), ["messages", "no turns"]), "turns as text": (dict(messages="[]"), ["messages", "str"]),
     "two dialogues": (dict(messages=CHAT, conversations=CHAT), ["messages, conversations"]),
     "history": (dict(instruction="Why?", output="So.", history=[["a", "b"]]), ["history"]),
+    "history beside turns": (dict(messages=CHAT, history=[["a", "b"]]), ["history", "messages"]),
+    "tools": (dict(messages=CHAT, tools=[dict(name="search", description="Looks it up.")]), ["tools"]),
+    "tools as text": (dict(messages=CHAT, tools='[{"name": "search"}]'), ["tools"]),
+    "thinking": (dict(prompt="Why?", response="So.", thinking="Hm."), ["thinking"]),
+    "answer beside text": (dict(text="What is it?", response="THE ANSWER"), ["text", "response"]),
+    "turns beside text": (dict(text="A title", messages=CHAT), ["text", "messages"]),
+    "answer beside turns": (dict(messages=CHAT, response="Another."), ["messages", "response"]),
+    "instruction beside text": (dict(text="A title", instruction="Why?", output="So."), ["text", "instruction", "output"]),
+    "instruction beside turns": (dict(messages=CHAT, prompt="Why?", completion="So."), ["messages", "prompt", "completion"]),
+    "thinking beside text": (dict(text="A text", reasoning_content="Hm."), ["reasoning_content"]),
+    "content and value": (dict(messages=[dict(role="user", content="a", value="b")]), ["turn 1", "value"]),
+    "content and text": (dict(messages=[dict(role="user", content="a", text="b")]), ["turn 1", "text"]),
+    "content and response": (dict(messages=[dict(role="user", content="a", response="b")]), ["turn 1", "response"]),
+    "picture with text": (dict(messages=[dict(role="user", content=[dict(type="image_url", image_url="x", text="b")])]), ["part 1", "image_url"]),
+    "text with picture": (dict(messages=[dict(role="user", content=[dict(type="text", image_url="x", text="b")])]), ["part 1", "image_url"]),
+    "thought as a part": (dict(messages=[dict(role="user", content=[dict(type="thinking", text="b")])]), ["part 1", "thinking"]),
     "half a character": (dict(prompt="Why?", completion="\ud83d"), ["U+D83D"]),
 }
 
@@ -212,6 +255,35 @@ def test_strange_records(fault):
     refused("r.jsonl", "r.jsonl, line 2", *parts)
     put("r.json", json.dumps([dict(text="fine"), record]))
     refused("r.json", "r.json, record 2", *parts)
+
+
+NOT_IN_PARQUET = ("half a character", "turn that is text")
+
+
+@pytest.mark.parametrize("fault", [fault for fault in STRANGE if fault not in NOT_IN_PARQUET])
+def test_strange_records_in_parquet(fault):
+    "What .jsonl refuses, .parquet refuses: columns with words are not passed over"
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    record, parts = STRANGE[fault]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record, record]), "r.parquet")
+    line = refused("r.parquet", "r.parquet")
+    assert "rename" in line or all(part in line for part in parts)
+
+
+def test_two_columns_of_one_name():
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    columns = [pyarrow.array(["one"]), pyarrow.array(["two"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), "t.parquet")
+    refused("t.parquet", "more than one column named text")
+
+
+def test_what_asks_for_a_text_is_named(capsys):
+    jsonl("r.jsonl", *[dict(prompt="Write a story.", text="Once.")]*3)
+    assert documents("r.jsonl") == ["Once."]*3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "prompt" in said and "r.jsonl" in said
 
 
 def test_all_strange_records_are_named():
@@ -291,6 +363,70 @@ def test_encodings_are_named_and_taken(name):
     assert documents("t.txt.gz", encoding=likely) == [text]
 
 
+LANGUAGES = {
+    "French": "L’été à Noël, où l’œuvre était achevée.\n", "Portuguese": "Uma noite destas, o coração da irmã pôs-se a bater; não é só.\n",
+    "Spanish": "En un lugar de la Mancha: “¿Qué es esto?” –dijo el niño–. ¡Años!\n", "Italian": "Ché la diritta via era smarrita; ahi quanto è dura, perché “così” disse.\n",
+    "Swedish": "Det var en gång en pojke, fjorton år gammal, lång och ranglig: “Så är det” – sade han.\n",
+    "Icelandic": "Það er upphaf á sögu þessari, að Hákon konungur réð fyrir Noregi. Þorkell hét maður.\n",
+    "Polish": "Litwo! Ile cię trzeba cenić, ten tylko się dowie, Kto cię stracił; ty jesteś jak zdrowie, źle.\n",
+    "Hungarian": "Az öregebb fiú elment szerencsét próbálni; őszintén szólva űzte a bűnös kedvtelést.\n",
+    "Czech": "Babička měla syna a dvě dcery. Druhá dcera šla pak na její místo; řemeslník.\n",
+    "Romanian": "A fost odată ca-n poveşti, Din rude mari împărăteşti. Şi era una la părinţi.\n",
+    "Turkish": "Şimdi güneş doğdu, ılık bir rüzgâr esti.\n", "English": "He heard Dvořák play in Prague with the others of the company that came.\n",
+    "naive": "It is naïve to say so, though the façade was that of a café.\n",
+    "Russian": "Война и мир, князь Андрей смотрел на небо.\n", "Greek": "Μηνιν αειδε θεα Πηληιαδεω Αχιληος\n", "Hebrew": "בראשית ברא אלהים את השמים\n",
+    "Japanese": "吾輩は猫である。名前はまだ無い。\n", "Chinese": "话说天下大势，分久必合，合久必分。\n", "Korean": "나는 고양이로소이다. 이름은 아직 없다.\n",
+}
+WRITTEN = [(language, encoding) for encodings, languages in {
+    "cp1252 mac-roman": "French Portuguese Spanish Italian Swedish naive", "cp850": "naive", "cp1252": "Icelandic",
+    "cp1250": "Polish Hungarian Czech Romanian English", "iso8859-2 cp852": "Polish Hungarian Czech", "cp1254": "Turkish",
+    "cp1251 koi8-r cp866 iso8859-5 mac-cyrillic": "Russian", "cp1253 iso8859-7": "Greek", "cp1255": "Hebrew",
+    "euc-jp shift_jis": "Japanese", "gb18030": "Chinese", "euc-kr": "Korean"}.items()
+    for language in languages.split() for encoding in encodings.split()]
+
+
+@pytest.mark.parametrize("times", [1, 30])
+@pytest.mark.parametrize("language,encoding", WRITTEN)
+def test_advice_never_changes_letters(language, encoding, times):
+    "One --encoding is given only if it is the right one; else the right one is among those to look at"
+    text = LANGUAGES[language]*times
+    put("t.txt", text.encode(encoding))
+    line = refused("t.txt", "t.txt", "it reads")
+    advised = re.findall(r"--encoding ([\w-]+) \(", line)
+    named = re.findall(r"([\w-]+) \(it reads", line.split("may be")[1]) if "it may be" in line else advised
+    assert advised != named or len(named) == 1
+    assert 0 < len(named) <= 3 and any(documents("t.txt", encoding=name) == [text] for name in named), line
+    if advised and "it may be" not in line:
+        assert documents("t.txt", encoding=advised[0]) == [text]
+
+
+@pytest.mark.parametrize("language", ["French", "Portuguese", "Spanish", "Icelandic", "Hungarian", "Polish", "Czech", "Japanese", "Korean"])
+def test_no_doubt_about(language):
+    encoding = {"Hungarian": "cp1250", "Polish": "cp1250", "Czech": "cp1250", "Japanese": "euc-jp", "Korean": "cp949"}.get(language, "cp1252")
+    put("t.txt", (LANGUAGES[language]*40).encode(encoding))
+    refused("t.txt", f"give --encoding {encoding} (")
+
+
+def test_doubt_is_said():
+    put("t.txt", ("A fost odată ca-n poveşti, împărăteşti.\n"*20).encode("cp1250"))
+    line = refused("t.txt", "it may be cp1250 (it reads", "poveşti", "iso8859-16 (it reads", "povești", "look which reads right")
+    assert "probably" not in line and "give --encoding" not in line
+    put("u/a.txt", Path("t.txt").read_bytes())
+    put("u/b.txt", Path("t.txt").read_bytes()*2)
+    assert "--encoding cp" not in refused("u", "2 files", "cp1250 or iso8859-16", "a.txt", "b.txt")
+
+
+@pytest.mark.parametrize("text", ["吾輩は猫である。名前はまだ無い。"*300, "나는고양이로소이다.이름은아직없다."*300, "学而时习之，不亦说乎？有朋自远方来，不亦乐乎？"*300,
+                                  "мывсеучилисьпонемногу"*300], ids=["Japanese", "Korean", "Chinese", "Russian"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_wide_texts_without_spaces(text, encoding):
+    "Given explicitly, without a byte order mark"
+    put("t.txt", text.encode(encoding))
+    assert documents("t.txt", encoding=encoding) == [text]
+    other = encoding.replace("le", "xx").replace("be", "le").replace("xx", "be")
+    refused("t.txt", "t.txt", encoding=other)
+
+
 def test_encodings_of_records():
     text = "It\u2019s a café."
     for name, body in {"r.jsonl": "".join(json.dumps(dict(text=text), ensure_ascii=False) + "\n" for _ in "ab"),
@@ -339,6 +475,25 @@ def test_damaged_utf8_is_not_taken_for_another_encoding():
     assert "encoding" not in refused("t.txt", "UTF-8, but for byte 0x92", "fix that place").split("two encodings")[-1]
     put("cut.txt", ("Das Mädchen läuft über die Straße und sieht ä").encode()[:-1])
     refused("cut.txt", "cut off in the midst of its last character", "copy it again")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "cp1250", "mac-roman", "gb18030"])
+@pytest.mark.parametrize("where", [0, 252, 700_000])
+def test_damaged_utf8_is_read_in_no_other_encoding(encoding, where):
+    "One wrong byte does not turn each accented letter into two"
+    raw = ("é à ü "*50).encode() + b"plain letters. "*50_000
+    put("t/whole.txt", "Das Mädchen.")
+    put("t/damaged.txt", raw[:where] + b"\x96" + raw[where:])
+    refused("t", "damaged.txt", f"UTF-8, but for byte 0x96 at {where:,}", "fix that place", encoding=encoding)
+    put("cut.txt", "naïve café — ".encode()*3 + b"\xe9")
+    refused("cut.txt", "UTF-8, but for byte 0xe9 at 51", encoding=encoding)
+
+
+def test_escapes_in_utf8():
+    "What speaks of ISO-2022-JP is not in it"
+    for text in ("the escape \x1b$B is used. "*50, "Es heißt \x1b$B%F%9%H\x1b(B, schön. "*50, "\x1b$@ and \x1b[31mred\x1b[0m"):
+        put("t.txt", text)
+        assert documents("t.txt") == [text]
 
 
 @pytest.mark.parametrize("encoding", ["no-such", "rot13", "base64", "", "unicode_escape", "cp\0"])
@@ -420,6 +575,33 @@ def test_what_a_folder_leaves_out_is_said_once(capsys):
     assert len(said) == 1 and all(name in said[0] for name in ("README.md", "LICENSE.txt", "licence", "cover.png"))
 
 
+def test_what_is_about_the_data_is_not_read(capsys):
+    put("t/a.jsonl", json.dumps(dict(text="one")))
+    put("t/b.txt", "two")
+    for name in ("dataset_info.json", "dataset_infos.json", "sub/config.json", "tokenizer_config.json", "state.json"):
+        put(f"t/{name}", json.dumps(dict(splits=dict(train=1))))
+    put("t/nothing.txt", "")
+    put("t/data.json", json.dumps([dict(text="three")]))
+    assert documents("t") == ["one", "two", "three"]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(name in said for name in ("dataset_info.json", "config.json", "state.json", "nothing.txt (empty)"))
+    put("t/labels.json", json.dumps(dict(yes=1, no=0)))
+    refused("t", "labels.json", "holds no list of records", "take it out of the folder")
+    put("u/a.txt", "")
+    refused("u", "u/a.txt".replace("/", os.sep), "the file is empty")
+
+
+def test_a_compressed_copy_is_read_once(capsys):
+    text = "The ink is dry.\n"*40_000
+    put("t/a.txt", text)
+    put("t/a.txt.gz", gzip.compress(text.encode()))
+    put("t/b.jsonl", json.dumps(dict(text="one")))
+    put("t/b.jsonl.gz", gzip.compress(json.dumps(dict(text="another")).encode()))
+    assert documents("t") == documents("t/*") == [text, "one", "another"]
+    said = capsys.readouterr().err
+    assert said.count("a.txt.gz (the same as a.txt)") == 2 and "b.jsonl" not in said
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_links(capsys):
     put("t/a.txt", "one")
@@ -438,7 +620,8 @@ def test_links(capsys):
     refused("t/broken.txt", "link to nothing")
 
 
-@pytest.mark.parametrize("held_out", ["valid", "validation", "val", "dev", "test", "Validation"])
+@pytest.mark.parametrize("held_out", ["valid", "validation", "val", "dev", "test", "Validation", "eval", "evaluation", "heldout",
+                                      "held-out", "held_out", "holdout", "Development", "tests"])
 def test_folders_give_the_split(held_out):
     put("t/train/one/a.txt", "to train on")
     put("t/train/b.jsonl", json.dumps(dict(text="to train on, too")))
@@ -473,6 +656,39 @@ def test_a_word_in_a_title_is_no_split(capsys):
     put("u/train.txt", "a novel about a railway")
     put("u/another.txt", "another novel")
     assert load_corpus("u").parts == []
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("train.txt", "another.txt", "read as one text"))
+
+
+@pytest.mark.parametrize("held_out", ["eval.txt", "evaluation.jsonl", "heldout.txt", "held-out.txt", "plays.held_out.txt", "holdout.txt",
+                                      "dev.txt", "devel.txt", "tests.txt", "play-eval-00001.txt", "EVAL.txt", "eval1.txt", "unseen.txt"])
+def test_names_of_what_is_held_out(held_out):
+    "None of them is trained on beside train"
+    jsonl("t/train.jsonl", dict(text="to train on"))
+    put(f"t/{held_out}", json.dumps(dict(text="to score")) if "json" in held_out else "to score")
+    corpus = load_corpus("t")
+    assert corpus.parts == ["train", "valid"] and corpus.count("train").characters == len("to train on")
+
+
+@pytest.mark.parametrize("name,part", [
+    ("train.txt", "train"), ("train-00001.txt", "train"), ("train-00000-of-00002.parquet", "train"), ("wiki.valid.tokens", "valid"),
+    ("T-GPT4-valid.txt.gz", "valid"), ("wiki.train.head.tokens", "train"), ("gsm8k_train_split.jsonl", "train"), ("data.train.v1.txt", "train"), ("train 1.txt", "train"),
+    ("test (1).txt", "test"), ("my corpus - valid.txt", "valid"), ("a test of will.txt", ""), ("the train to paris.txt", ""),
+    ("valid reasons.txt", ""), ("the express train.txt", ""), ("a-test-of-will.txt", ""), ("latest.txt", ""), ("trains of thought.txt", "")])
+def test_part_words(name, part):
+    "As the whole name, or as its first or last word; not within a title"
+    assert part_of(name) == part
+
+
+def test_titles_are_no_parts(capsys):
+    for name in ("the train to paris.txt", "a test of will.txt", "valid reasons.txt", "other.txt"):
+        put(f"t/{name}", name)
+    assert load_corpus("t").parts == [] and load_corpus("t").counts.documents == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "taken for a title" in said
+    put("u/my own corpus train.txt", "to train on")
+    put("u/my own corpus valid.txt", "to score")
+    assert load_corpus("u").parts == ["train", "valid"]                           # one name, but for that word
 
 
 def test_one_text_in_both_parts():
@@ -764,7 +980,7 @@ def test_a_parquet_bomb():
     column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0]*300_000, pyarrow.int32()), pyarrow.array(["a long text "*100]))
     pyarrow.parquet.write_table(pyarrow.table([column.cast(pyarrow.string())], ["text"]), "bomb.parquet")
     assert Path("bomb.parquet").stat().st_size < 100_000
-    quickly("bomb.parquet", "bomb.parquet", "bytes for each compressed byte")
+    quickly("bomb.parquet", "bomb.parquet", "bytes for each compressed byte", seconds=15)
 
 
 def test_text_that_compresses_well():

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Timer
 
-from .base import NeoxError, command, nearest, new_folder, say
+from .base import NeoxError, command, nearest, new_folder, say, say_once
 from .corpora import load_corpus
 from .data import UNIGRAM_SPLIT, Encoder, open_encoder, output_name
 
@@ -131,7 +131,7 @@ def settle(
     return sorted(rounded, key=lambda pair: (-pair[1], pair[0]))
 
 # %% ../nbs/01_tokenizer.ipynb #624ef2a3
-PATIENCE = 10                                   # seconds
+PATIENCE = 15                                   # seconds
 
 def unigram_backend(
     text, # a str, or an iterable of its pieces, to learn from
@@ -145,7 +145,7 @@ def unigram_backend(
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.UnigramTrainer(vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                       n_sub_iterations=8, show_progress=False)
-    slow = Timer(PATIENCE, say, ["unigram pieces are still being learned: a large text, or one with few spaces, takes minutes; bpe is quicker"])
+    slow = Timer(PATIENCE, say_once, ["unigram pieces are still being learned: a large text, or one with few spaces, takes minutes; bpe is quicker"])
     slow.daemon = True
     slow.start()
     try:

@@ -546,7 +546,9 @@ def test_what_is_no_text_to_learn_from_is_one_line(text, part, kind):
 def test_unigram_pieces_that_take_long_are_said(monkeypatch, capfd):
     import shakespeare_neox.tokenizer as module
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 10_000))
+    from shakespeare_neox.base import say_once
     for seconds, said in ((0.01, 1), (60, 0)):
+        say_once.cache_clear()
         monkeypatch.setattr(module, "PATIENCE", seconds)
         train_tokenizer(letters, "unigram", 300)
         assert capfd.readouterr().err.count("bpe is quicker") == said

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PARTS', 'USUAL_NAMES', 'LARGEST_VOCABULARY', 'GPT2_SPLIT', 'GPT4_SPLIT', 'UNIGRAM_SPLIT', 'SAFE_SPLITS',
            'neox_prepare_main', 'read_split', 'changed', 'by_position', 'by_document', 'divide', 'TokenHeader',
-           'id_type', 'write_header', 'TokenFile', 'token_text', 'special_tokens', 'essential', 'Encoder',
-           'first_difference', 'flat', 'starts_words', 'backend_alphabet', 'read_encoder', 'open_encoder',
+           'id_type', 'write_header', 'TokenFile', 'token_text', 'without_missing', 'special_tokens', 'essential',
+           'Encoder', 'first_difference', 'flat', 'starts_words', 'backend_alphabet', 'read_encoder', 'open_encoder',
            'TokenWriter', 'counted', 'preparation_key', 'sample_of', 'check_space', 'tell_template', 'prepare',
            'windows', 'batch_starts', 'get_batch', 'eval_batches', 'output_name', 'set_workers', 'neox_prepare']
 
@@ -187,23 +187,44 @@ def token_text(
         raise NeoxError(f"{where}: {str(value)[:40]!r} is not the text of a token; write one, such as \"</s>\"")
     return text or None
 
-def special_tokens(
+def without_missing(
     backend, # a `tokenizers.Tokenizer`
     config: dict, # of tokenizer_config.json and special_tokens_map.json
     where: str = "tokenizer_config.json", # for the error
+) -> dict: # the same, None for such a role
+    "A config without tokens that tokenizer.json lacks: transformers would add them, with ids beyond the embedding"
+    def missing(role, value):
+        text = token_text(value, f"{where}: {role}")
+        if text is None or backend.token_to_id(text) is not None:
+            return False
+        say_once(f"{where}: {role} {text!r} is not in tokenizer.json, and is left out")
+        return True
+
+    kept = dict(config)
+    for role in (*USUAL_NAMES, "sep_token", "cls_token", "mask_token"):
+        if missing(role, kept.get(role)):
+            kept[role] = None
+    for role in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
+        tokens = kept.get(role)
+        if isinstance(tokens, list):
+            kept[role] = [token for token in tokens if not missing(role, token)]
+        if isinstance(tokens, dict):
+            kept[role] = {key: token for key, token in tokens.items() if not missing(role, token)}
+    return kept
+
+def special_tokens(
+    backend, # a `tokenizers.Tokenizer`
+    config: dict, # as of `without_missing`
+    where: str = "tokenizer_config.json", # for the error
 ) -> dict: # {"eos_token": its text, ...}, of those that there are
-    "Which token has which role"
+    "Which token has which role: those that the config names; the usual ones if it names none"
+    named = not config.keys().isdisjoint(USUAL_NAMES)
     found = {}
     for role, names in USUAL_NAMES.items():
-        if role in config:
-            text = token_text(config[role], f"{where}: {role}")
-            if text and backend.token_to_id(text) is None:
-                say_once(f"{where}: {role} {text!r} is not in tokenizer.json, and is left out")
-                text = None
-        else:
-            text = next((name for name in names if backend.token_to_id(name) is not None), None)
-        if text:
-            found[role] = text
+        texts = [token_text(config.get(role), f"{where}: {role}")] if named else names
+        there = [text for text in texts if text and backend.token_to_id(text) is not None]
+        if there:
+            found[role] = there[0]
     return found
 
 # %% ../nbs/00_data.ipynb #101c58c4
@@ -230,7 +251,8 @@ class Encoder:
         backend.encode_special_tokens = True
         if getattr(backend.model, "dropout", None) is not None:
             backend.model.dropout = None
-        self.backend, self.config, self.files = backend, dict(config or {}), files or {}
+        self.backend, self.files = backend, files or {}
+        self.config = without_missing(backend, config or {})
         self.lossy = lossy or self.config.get("lossy") is True
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=0)
         if self.vocab_size > LARGEST_VOCABULARY:
@@ -298,14 +320,20 @@ def set_special_tokens(self: Encoder,
     "Finds the ids with a role of their own, None for a role that no token has"
     roles = special_tokens(self.backend, self.config)
     unknown = spec["model"].get("unk_id")
-    if "unk_token" not in roles and spec["model"].get("unk_token"):
-        roles["unk_token"] = spec["model"]["unk_token"]
+    written = spec["model"].get("unk_token")
+    if "unk_token" not in roles and written and self.backend.token_to_id(written) is not None:
+        roles["unk_token"] = written
     ids = {role: self.backend.token_to_id(token) for role, token in roles.items()}
     self.eot_id, self.bos_id, self.pad_id = (ids.get(role) for role in ("eos_token", "bos_token", "pad_token"))
     self.unk_id = ids.get("unk_token") if unknown is None else unknown
     self.special_tokens = roles
     marked = {token["id"] for token in spec["added_tokens"] if token["special"]}
     self.special_ids = marked | {i for i in (*ids.values(), self.unk_id) if i is not None}
+
+@patch
+def real_ids(self: Encoder) -> np.ndarray: # in ascending order
+    "Ids that a token has; fewer than `vocab_size` in a vocabulary with holes, whose other ids mean nothing"
+    return np.array(sorted(set(self.backend.get_vocab(with_added_tokens=True).values())), dtype=np.int64)
 
 @patch
 def save(self: Encoder,
@@ -363,9 +391,10 @@ def explain(self: Encoder,
     excerpt, place = repr(text[max(at - 20, 0):at + 20]), f"character {start + at:,}"
     c = text[at:at + 1]
     if back == text:                            # spelled out, but taken for the token itself
-        spelled = [token for token in self.special_tokens.values() if token in text]
-        at = min(map(text.index, spelled), default=0)
-        raise NeoxError(f"the text spells the special token {text[at:at + 20]!r} at character {start + at:,}, "
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        n = next((n for n, i in enumerate(encoding.ids) if i in self.special_ids), 0)
+        at, end = encoding.offsets[n]
+        raise NeoxError(f"the text spells the special token {text[at:end]!r} at character {start + at:,}, "
                         "which this tokenizer takes for the mark itself; remove it, or take another tokenizer")
     words = type(self.backend.model).__name__ in ("WordLevel", "WordPiece")
     unknown = ("", None, "\ufffd", self.special_tokens.get("unk_token"))
@@ -423,7 +452,8 @@ def set_rules(self: Encoder,
     alphabet = set(backend_alphabet())
     by_bytes = any(step["type"] == "ByteLevel" for step in steps + normalizers)
     self.any_text = by_bytes and alphabet <= set(self.backend.get_vocab())
-    plain = model["type"] == "BPE" and model["merges"] == [] and not model.get("ignore_merges") and not model.get("fuse_unk")
+    across = ("ignore_merges", "fuse_unk", "continuing_subword_prefix", "end_of_word_suffix")
+    plain = model["type"] == "BPE" and model["merges"] == [] and not any(map(model.get, across))
     self.single_characters = plain and not steps and not normalizers
     texts = [token["content"] for token in spec["added_tokens"]]
     added = sorted(texts, key=len, reverse=True) if not all(t["special"] for t in spec["added_tokens"]) else []
@@ -510,6 +540,8 @@ def read_encoder(
             read = read_json(path.with_name(beside), dict, advice)
             roles.update({role: value for role, value in read.items() if role in USUAL_NAMES})
             config = read if beside == "tokenizer_config.json" else config
+    if config.get("lossy") is True and not lossy:
+        say_once(f"{path.with_name('tokenizer_config.json')}: says lossy, so a text may come back changed, and nothing checks that")
     template = path.with_name("chat_template.jinja")
     if template.is_file():
         files[template.name] = template.read_bytes()

@@ -1,6 +1,6 @@
 "Text and ids: a stream's are those of the whole, what does not come back equal is refused, special ids are the tokenizer's own."
-import json, os, time
-from types import SimpleNamespace
+import json, os, resource, time
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -32,7 +32,11 @@ def learned(pre_tokenizer, decoder, normalizer=None, size=400, alphabet=BYTES, k
     return backend
 
 
-def byte_level(prefix=False): return learned(pre_tokenizers.ByteLevel(add_prefix_space=prefix), decoders.ByteLevel())
+@lru_cache
+def byte_level_file(prefix): return learned(pre_tokenizers.ByteLevel(add_prefix_space=prefix), decoders.ByteLevel()).to_str()
+
+
+def byte_level(prefix=False): return Backend.from_str(byte_level_file(prefix))
 
 
 def with_added(backend, *tokens):
@@ -133,7 +137,25 @@ def test_the_ids_of_a_stream_are_those_of_the_whole(kind, tmp_path):
     assert len(accepted) >= 10, f"{kind}: only {len(accepted)} texts were accepted"
 
 
-def Encoder_of(kind, **settings): return Tokenizer(KINDS[kind](), **settings)
+@lru_cache
+def Encoder_of(kind): return Tokenizer(KINDS[kind]())
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+@pytest.mark.parametrize("rule", [dict(end_of_word_suffix="</w>"), dict(continuing_subword_prefix="##"), dict(end_of_word_suffix="</w>", continuing_subword_prefix="##"), {}], ids=lambda rule: " ".join(rule) or "none")
+def test_letters_that_know_their_place_in_a_word_are_streamed_whole(rule, lossy, tmp_path):
+    "A letter's id depends on its neighbours there, though nothing is ever merged"
+    prefix, suffix = rule.get("continuing_subword_prefix", ""), rule.get("end_of_word_suffix", "")
+    letters = sorted({a + c + b for c in set(PLAY[:3000]) for a in ("", prefix) for b in ("", suffix)})
+    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[], **rule))
+    backend.decoder = decoders.Fuse()
+    encoder, text = Tokenizer(backend, lossy=lossy), PLAY[:3000]
+    if rule and not lossy: text = "C"                           # of a longer one the affixes would come back
+    if suffix and not lossy:
+        with pytest.raises(NeoxError): encoder.encode(text)
+        return
+    assert written(tmp_path/"w.bin", encoder, text, range(0, len(text), 7), 64) == backend.encode(text).ids
+    assert (encoder.border("the ink is dry") > 0) == (not rule)
 
 
 @pytest.mark.parametrize("kind", ["byte BPE", "Pythia's", "GPT-4's", "unigram", "characters", "metaspace never"])
@@ -172,19 +194,19 @@ TEMPLATE = dict(type="TemplateProcessing", single=[dict(SpecialToken=dict(id="<|
 @pytest.mark.parametrize("more", [dict(truncation=TRUNCATION), dict(padding=PADDING), dict(truncation=TRUNCATION, padding=PADDING), dict(post_processor=TEMPLATE), dict(model=dict(dropout=0.5))],
                          ids=["truncation", "padding", "both", "template", "dropout"])
 def test_a_tokenizer_saved_with_settings_keeps_the_text(more, here, capsys):
-    backend = byte_level()
-    expected = backend.encode(PLAY).ids
+    backend, play = byte_level(), PLAY[:40_000]
+    expected = backend.encode(play).ids
     folder = saved(backend, here/"given", **more)
     for opened in (open_encoder(folder), load_tokenizer(folder/"tokenizer.json")):
-        assert opened.encode(PLAY) == expected and opened.encode_many([PLAY, "ink"])[0] == expected
+        assert opened.encode(play) == expected and opened.encode_many([play, "ink"])[0] == expected
     (here/"again").mkdir()
     load_tokenizer(folder).save(here/"again")
     spec = json.loads((here/"again"/"tokenizer.json").read_text())
     assert spec["truncation"] is None and spec["padding"] is None and spec["model"]["dropout"] is None
-    (here/"play.txt").write_text(PLAY)
+    (here/"play.txt").write_text(play)
     succeeds(neox_prepare_main, ["play.txt", "--tokenizer_path", "given", "--out", "made"], capsys)
     parts = [TokenFile(f"made/{part}.bin") for part in ("train", "valid")]
-    assert load_tokenizer("made").decode([i for part in parts for i in part.ids]) == PLAY
+    assert load_tokenizer("made").decode([i for part in parts for i in part.ids]) == play
     assert json.loads((here/"made"/"tokenizer.json").read_text())["truncation"] is None
 
 
@@ -323,20 +345,63 @@ def test_special_ids_come_from_the_tokenizer(tmp_path):
     named = dict(eos_token=dict(content="zzz", lstrip=False), pad_token=None, bos_token="<|endoftext|>", model_max_length=77, padding_side="left")
     own = opened("named", gpt2, tokenizer_config=named)
     assert ids(own) == (gpt2.token_to_id("zzz"), 0, None)
-    assert ids(opened("map", gpt2, special_tokens_map=dict(eos_token="zzz", pad_token="<|endoftext|>"))) == (gpt2.token_to_id("zzz"), 0, 0)
+    assert ids(opened("map", gpt2, special_tokens_map=dict(eos_token="zzz", pad_token="<|endoftext|>"))) == (gpt2.token_to_id("zzz"), None, 0)
     (tmp_path/"again").mkdir(); own.save(tmp_path/"again")
     config = json.loads((tmp_path/"again"/"tokenizer_config.json").read_text())
     assert all(config[key] == value for key, value in named.items()) and ids(load_tokenizer(tmp_path/"again")) == ids(own)
     assert opened("other end", gpt2).fingerprint != own.fingerprint                           # the id that ends documents is part of the ids
 
 
+NO_BOS = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token="<END>")
+GHOSTS = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token="<ghost>", pad_token=dict(content="<ghost2>"), mask_token="<ghost3>", bos_token="<|endoftext|>",
+              additional_special_tokens=["<|endoftext|>", "<ghost4>"], extra_special_tokens=["<ghost5>"],
+              added_tokens_decoder={"0": dict(content="<|endoftext|>", special=True), "400": dict(content="<ghost6>", special=True)})
+
+
+@pytest.mark.parametrize("config,roles", [(None, ("<|endoftext|>", "<|endoftext|>", None)), (NO_BOS, ("<END>", None, None)), (GHOSTS, (None, "<|endoftext|>", None)),
+                                          (dict(unk_token="<END>"), (None, None, None)), (dict(eos_token=None), (None, None, None))], ids=["no config", "no bos", "ghosts", "unk alone", "null"])
+def test_a_role_is_neither_invented_nor_saved_without_its_token(config, roles, tmp_path, capsys):
+    "Only roles that the config names, as in transformers; one whose token is missing is said and stays away, so that no id is added"
+    from transformers import PreTrainedTokenizerFast
+    folder = saved(with_added(byte_level(), "<END>"), tmp_path/"t")
+    if config: (folder/"tokenizer_config.json").write_text(json.dumps(config))
+    t = load_tokenizer(folder)
+    err = capsys.readouterr().err
+    assert all((f"{ghost!r} is not in tokenizer.json, and is left out" in err) == (config is GHOSTS) for ghost in ("<ghost>", "<ghost2>", "<ghost3>", "<ghost4>", "<ghost5>", "<ghost6>"))
+    assert (t.eot_id, t.bos_id, t.pad_id) == tuple(token and t.backend.token_to_id(token) for token in roles)
+    (tmp_path/"again").mkdir()
+    t.save(tmp_path/"again")
+    again, theirs = load_tokenizer(tmp_path/"again"), PreTrainedTokenizerFast.from_pretrained(tmp_path/"again")
+    assert "ghost" not in (tmp_path/"again"/"tokenizer_config.json").read_text() and capsys.readouterr().err == ""
+    assert (again.eot_id, again.bos_id, again.pad_id) == (t.eot_id, t.bos_id, t.pad_id) == (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id)
+    assert len(theirs) == t.vocab_size == again.vocab_size and again.fingerprint == t.fingerprint
+
+
 def test_special_ids_are_those_of_transformers(tmp_path):
-    from transformers import AutoTokenizer
-    for name, backend in dict(llama=llama_like(), gpt2=byte_level(), own=train_tokenizer(PLAY).backend).items():
+    from transformers import PreTrainedTokenizerFast
+    for name, backend in dict(llama=llama_like(), gpt2=byte_level(), own=train_tokenizer(PLAY[:2000]).backend).items():
         (tmp_path/name).mkdir()
         t = Tokenizer(backend); t.save(tmp_path/name)
-        auto = AutoTokenizer.from_pretrained(tmp_path/name)
-        assert (auto.eos_token_id, auto.bos_token_id, auto.pad_token_id) == (t.eot_id, t.bos_id, t.pad_id) and len(auto) == t.vocab_size
+        theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path/name)
+        assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (t.eot_id, t.bos_id, t.pad_id) and len(theirs) == t.vocab_size
+
+
+@pytest.mark.parametrize("token,text,shown,place", [(".", "Speak. With dots, and more", "'.'", 5), ("!", "ink! " + "x"*40, "'!'", 3), ("\u010a", "a\nb\nc", r"'\n'", 1)], ids=["dot", "mark", "line end"])
+def test_the_special_token_that_a_text_spells_is_named(token, text, shown, place, tmp_path):
+    "As it stands in the text, not twenty characters of it"
+    folder = saved(byte_level(), tmp_path/"t")
+    (folder/"tokenizer_config.json").write_text(json.dumps(dict(eos_token=token)))
+    with pytest.raises(NeoxError) as error: load_tokenizer(folder).encode(text)
+    assert f"the special token {shown} at character {place}," in str(error.value), error.value
+
+
+@pytest.mark.parametrize("where,lines", [("theirs", 1), ("flag", 0)])
+def test_a_config_that_switches_the_check_off_is_said(where, lines, tmp_path, capsys):
+    folder = saved(normalized(normalizers.Lowercase()), tmp_path/"t")
+    (folder/"tokenizer_config.json").write_text(json.dumps(dict(lossy=True)))
+    t = load_tokenizer(folder, lossy=where == "flag")
+    err = capsys.readouterr().err
+    assert t.lossy and t.decode(t.encode("an Ink")) == "an ink" and err.count("\n") == lines and err.count("says lossy") == lines
 
 
 @pytest.mark.parametrize("content,part", [(dict(eos_token=7), "eos_token"), (dict(eos_token=dict(content=["a"])), "eos_token"), ([], "tokenizer_config.json")], ids=str)
@@ -355,9 +420,26 @@ def test_ids_beyond_the_count_of_tokens(tmp_path):
     t = load_tokenizer(folder)
     assert t.vocab_size == 70_001 and 70_000 in t.encode("e e e")
     assert max(written(tmp_path/"w.bin", t, "e e e", [1], 400)) == 70_000                     # not cut to 16 bits
-    spec["model"]["vocab"]["e"] = 2**31
+    real = t.real_ids()
+    assert real.tolist() == sorted(spec["model"]["vocab"].values()) and len(real) == 400 and real[-1] == 70_000    # the ids between have no token
+    assert all(t.backend.id_to_token(int(i)) for i in real) and t.backend.id_to_token(69_999) is None
+
+
+@pytest.mark.parametrize("place", ["BPE", "WordLevel", "WordPiece", "added", "added special"])
+@pytest.mark.parametrize("large", [2**24, 2**31, 2**32 - 1])
+def test_a_huge_id_costs_neither_time_nor_memory(place, large, tmp_path):
+    "It was refused, but after eight gigabytes; what is appended by the library goes behind the vocabulary"
+    folder = saved(byte_level(), tmp_path/"t")
+    spec = json.loads((folder/"tokenizer.json").read_text())
+    if place.startswith("added"): spec["added_tokens"].append(dict(id=large, content="<zzz>", special=place != "added", lstrip=False, rstrip=False, single_word=False, normalized=False))
+    elif place == "BPE": spec["model"]["vocab"]["zzzq"] = large
+    else: spec["model"] = dict(type=place, vocab={"[UNK]": 0, "a": large}, unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=100)
     (folder/"tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(NeoxError, match="largest id is 2,147,483,648"): load_tokenizer(folder)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
+    if place.startswith("added"): assert load_tokenizer(folder).vocab_size == 401
+    else:
+        with pytest.raises(NeoxError, match=f"largest id is {large:,}"): load_tokenizer(folder)
+    assert time.time() - began < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000     # kB
 
 
 # preparing
@@ -438,6 +520,40 @@ def test_vocabulary_sizes_beyond_reason(kind, size):
     with pytest.raises(NeoxError, match="vocab_size="): train_tokenizer(PLAY, kind, size)
 
 
+@pytest.mark.parametrize("size", ["0", "-1", str(10**23)])
+def test_a_size_of_a_character_table_beyond_reason(size, here, capsys):
+    (here/"t.txt").write_text("Speak, speak.\n"*40)
+    refuses(neox_tokenizer_main, ["t.txt", "--vocab_size", size], capsys, f"vocab_size={size}", "leave vocab_size out")
+    assert not (here/"tokenizers").exists()
+
+
+def test_a_size_that_a_character_table_does_not_use_is_said(here, capsys):
+    (here/"t.txt").write_text("Speak, speak.\n"*40)
+    for size, said in (("300", True), ("12", False)):
+        neox_tokenizer_main(["t.txt", "--vocab_size", size, "--out", f"t{size}"])
+        err = capsys.readouterr().err
+        assert (f"vocab_size={size} is not used" in err and "here 12" in err) == said, err
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "unigram"])
+@pytest.mark.parametrize("text,part", [("abc\ud800 "*100, "U\\+D800.*character 3,? ?"), (["abc"*100, "x\udfff"], "U\\+DFFF.*character 301"), (b"abc", "bytes"), (bytearray(b"abc"), "bytearray"), ([b"abc"], "bytes"),
+                                       (None, "NoneType"), (7, "int"), (["abc", None], "NoneType")], ids=["half", "half in pieces", "bytes", "bytearray", "pieces of bytes", "None", "number", "None in pieces"])
+def test_what_is_no_text_to_learn_from_is_one_line(text, part, kind):
+    with pytest.raises(NeoxError, match=part) as error: train_tokenizer(text, kind, None if kind == "char" else 300)
+    assert "\n" not in str(error.value)
+
+
+def test_unigram_pieces_that_take_long_are_said(monkeypatch, capfd):
+    import shakespeare_neox.tokenizer as module
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 10_000))
+    from shakespeare_neox.base import say_once
+    for seconds, said in ((0.01, 1), (60, 0)):
+        say_once.cache_clear()
+        monkeypatch.setattr(module, "PATIENCE", seconds)
+        train_tokenizer(letters, "unigram", 300)
+        assert capfd.readouterr().err.count("bpe is quicker") == said
+
+
 def test_a_word_without_an_end_is_learned_in_seconds():
     "200,000 letters in a row took a minute; encoding them is not capped, and loses nothing"
     letters = np.random.default_rng(0).choice(list("ACGT"), 200_000)
@@ -459,9 +575,10 @@ def test_the_cap_changes_nothing_in_common_text():
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
 def test_a_long_line_gives_the_same_tokenizer_in_any_pieces(kind):
-    text = PLAY.replace("\n", " ")*3 + "x"*70_000 + " end\n" + PLAY
+    text = (PLAY.replace("\n", " ")*3)[:70_000] + "x"*70_000 + " end\n" + PLAY[:5000]      # two lines that are cut, at a space and without one
     pieces = [text[i:i + 7001] for i in range(0, len(text), 7001)]
-    assert train_tokenizer(pieces, kind, 300).fingerprint == train_tokenizer(text, kind, 300).fingerprint
+    size = None if kind == "char" else 300
+    assert train_tokenizer(pieces, kind, size).fingerprint == train_tokenizer(text, kind, size).fingerprint
 
 
 @pytest.mark.parametrize("fault,part", [("fifo", "not a file"), ("huge", "too large"), ("deep", "not a tokenizer.json"), ("binary", "not a tokenizer.json"), ("slow", "tokenizer.model")])

@@ -1,6 +1,7 @@
 "Other people's files, two processes at once, and every kind of terminal: nothing is lost, mixed or replaced"
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -86,6 +87,19 @@ def a_changed_file(path):
     (path/"weights.bin").write_text("edited by hand")
 
 
+def a_file_edited_to_the_same_size(path):
+    fill(path)
+    (path/"weights.bin").write_text("FIRST")
+
+
+def a_large_file_of_another_model(path):
+    with base.new_folder(path, "model") as new:
+        (new/"weights.bin").write_bytes(bytes(base.WHOLE_SUM + 1))
+    with open(path/"weights.bin", "r+b") as file:
+        file.seek(base.WHOLE_SUM//2)
+        file.write(b"other"*500_000)                                   # the same size, another content
+
+
 def an_own_file_of_the_same_name(path):
     with base.new_folder(path, "model") as new:
         (new/"older.bin").write_text("first")
@@ -93,7 +107,8 @@ def an_own_file_of_the_same_name(path):
 
 
 OBSTACLES = [a_file, a_full_folder, a_hidden_file, a_nested_file, somebodys_model, a_link, a_dangling_link,
-             another_kind, a_changed_file, an_own_file_of_the_same_name]
+             another_kind, a_changed_file, a_file_edited_to_the_same_size, a_large_file_of_another_model,
+             an_own_file_of_the_same_name]
 
 
 @posix
@@ -120,6 +135,23 @@ def test_a_folder_is_replaced_where_it_is_ours_and_asked_for(here):
     assert names == {base.MARK, "other.bin", "notes/mine.md"}          # the older weights went, the notes stayed
     assert (here/"out"/"notes"/"mine.md").read_text() == "keep me"
     assert os.listdir(here) == ["out"]
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2], ids=["cp -r", "rsync -a"])
+def test_a_copy_of_a_folder_is_as_it_was_written(here, copy):
+    fill(here/"first")
+    shutil.copytree(here/"first", here/"out", copy_function=copy)
+    fill(here/"out", content="second", replace=True)
+    assert (here/"out"/"weights.bin").read_text() == "second"
+
+
+def test_a_folder_of_an_earlier_version_has_no_sums(here):
+    fill(here/"out")
+    mark = json.loads((here/"out"/base.MARK).read_text())
+    del mark["sums"]
+    (here/"out"/base.MARK).write_text(json.dumps(mark))
+    fill(here/"out", content="second", replace=True)
+    assert (here/"out"/"weights.bin").read_text() == "second"
 
 
 def test_what_appears_while_the_folder_is_made_is_kept(here):
@@ -170,12 +202,34 @@ def test_stale_temporaries_go_and_others_stay(here):
     assert sorted(os.listdir(here)) == sorted(["out", "log", fresh.name, *(p.name for p in kept)])
 
 
+def test_a_temporary_that_is_written_to_stays(here):
+    "However old it is: the folder's own time stands still while a file in it grows"
+    hours_ago = time.time() - 2*base.STALE
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    writer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    alive, growing, left = (here/f".out.{pid}-0123abcd.neox-tmp" for pid in (writer.pid, dead.pid, f"0{dead.pid}"))
+    try:
+        for folder in (alive, growing, left):
+            (folder/"inner").mkdir(parents=True)
+            (folder/"inner"/"train.bin").write_text("x")
+            for path in (folder/"inner"/"train.bin", folder/"inner", folder):
+                os.utime(path, (hours_ago, hours_ago))
+        (growing/"inner"/"train.bin").write_text("xx")                 # as a process on another machine does
+        os.utime(growing/"inner", (hours_ago, hours_ago))
+        fill(here/"out")
+    finally:
+        writer.kill()
+        writer.wait()
+    assert sorted(os.listdir(here)) == sorted([alive.name, growing.name, "out"])
+
+
 # files that a person names
 
 def test_a_named_file_never_replaces_another(here):
     (here/"precious.txt").write_text("a life's work")
-    with pytest.raises(NeoxError, match="precious.txt: is already there"):
-        with base.new_file(here/"precious.txt"):
+    with pytest.raises(NeoxError, match="precious.txt: is already there, and is not replaced; name a new file$"):
+        with base.new_file(here/"precious.txt"):                       # perhaps it is the input: nobody is told to remove it
             pytest.fail("nothing is to be written")
     with pytest.raises(NeoxError, match="is already there"):
         with base.new_file(here/"late.txt") as file:

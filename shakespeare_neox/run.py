@@ -618,7 +618,8 @@ def make_run(
     try:
         tokenizer.check(c.sample_prompt)
     except NeoxError as e:
-        raise NeoxError(f"sample_prompt: {e}") from None
+        problem = str(e).rpartition("; ")[0]
+        raise NeoxError(f"sample_prompt: {problem}; give another one: sample_prompt=...") from None
     settle_batch(c, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = c.gradient_accumulation_steps
     facts = {k: v for k, v in recipe.settings.items() if k not in ("save", "load")}

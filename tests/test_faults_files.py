@@ -1,17 +1,19 @@
 "Other people's files, two processes at once, and every kind of terminal: nothing is lost, mixed or replaced"
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import tree
+from conftest import TINY, tree
 
 from shakespeare_neox import base
 from shakespeare_neox.base import NeoxError
@@ -86,6 +88,19 @@ def a_changed_file(path):
     (path/"weights.bin").write_text("edited by hand")
 
 
+def a_file_edited_to_the_same_size(path):
+    fill(path)
+    (path/"weights.bin").write_text("FIRST")
+
+
+def a_large_file_of_another_model(path):
+    with base.new_folder(path, "model") as new:
+        (new/"weights.bin").write_bytes(bytes(base.WHOLE_SUM + 1))
+    with open(path/"weights.bin", "r+b") as file:
+        file.seek(base.WHOLE_SUM//2)
+        file.write(b"other"*500_000)                                   # the same size, another content
+
+
 def an_own_file_of_the_same_name(path):
     with base.new_folder(path, "model") as new:
         (new/"older.bin").write_text("first")
@@ -93,7 +108,8 @@ def an_own_file_of_the_same_name(path):
 
 
 OBSTACLES = [a_file, a_full_folder, a_hidden_file, a_nested_file, somebodys_model, a_link, a_dangling_link,
-             another_kind, a_changed_file, an_own_file_of_the_same_name]
+             another_kind, a_changed_file, a_file_edited_to_the_same_size, a_large_file_of_another_model,
+             an_own_file_of_the_same_name]
 
 
 @posix
@@ -120,6 +136,23 @@ def test_a_folder_is_replaced_where_it_is_ours_and_asked_for(here):
     assert names == {base.MARK, "other.bin", "notes/mine.md"}          # the older weights went, the notes stayed
     assert (here/"out"/"notes"/"mine.md").read_text() == "keep me"
     assert os.listdir(here) == ["out"]
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2], ids=["cp -r", "rsync -a"])
+def test_a_copy_of_a_folder_is_as_it_was_written(here, copy):
+    fill(here/"first")
+    shutil.copytree(here/"first", here/"out", copy_function=copy)
+    fill(here/"out", content="second", replace=True)
+    assert (here/"out"/"weights.bin").read_text() == "second"
+
+
+def test_a_folder_of_an_earlier_version_has_no_sums(here):
+    fill(here/"out")
+    mark = json.loads((here/"out"/base.MARK).read_text())
+    del mark["sums"]
+    (here/"out"/base.MARK).write_text(json.dumps(mark))
+    fill(here/"out", content="second", replace=True)
+    assert (here/"out"/"weights.bin").read_text() == "second"
 
 
 def test_what_appears_while_the_folder_is_made_is_kept(here):
@@ -170,12 +203,34 @@ def test_stale_temporaries_go_and_others_stay(here):
     assert sorted(os.listdir(here)) == sorted(["out", "log", fresh.name, *(p.name for p in kept)])
 
 
+def test_a_temporary_that_is_written_to_stays(here):
+    "However old it is: the folder's own time stands still while a file in it grows"
+    hours_ago = time.time() - 2*base.STALE
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    writer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    alive, growing, left = (here/f".out.{pid}-0123abcd.neox-tmp" for pid in (writer.pid, dead.pid, f"0{dead.pid}"))
+    try:
+        for folder in (alive, growing, left):
+            (folder/"inner").mkdir(parents=True)
+            (folder/"inner"/"train.bin").write_text("x")
+            for path in (folder/"inner"/"train.bin", folder/"inner", folder):
+                os.utime(path, (hours_ago, hours_ago))
+        (growing/"inner"/"train.bin").write_text("xx")                 # as a process on another machine does
+        os.utime(growing/"inner", (hours_ago, hours_ago))
+        fill(here/"out")
+    finally:
+        writer.kill()
+        writer.wait()
+    assert sorted(os.listdir(here)) == sorted([alive.name, growing.name, "out"])
+
+
 # files that a person names
 
 def test_a_named_file_never_replaces_another(here):
     (here/"precious.txt").write_text("a life's work")
-    with pytest.raises(NeoxError, match="precious.txt: is already there"):
-        with base.new_file(here/"precious.txt"):
+    with pytest.raises(NeoxError, match="precious.txt: is already there, and is not replaced; name a new file$"):
+        with base.new_file(here/"precious.txt"):                       # perhaps it is the input: nobody is told to remove it
             pytest.fail("nothing is to be written")
     with pytest.raises(NeoxError, match="is already there"):
         with base.new_file(here/"late.txt") as file:
@@ -366,20 +421,144 @@ def test_a_console_that_lacks_letters(here, encoding):
     assert b"kein M" in missing.stderr
 
 
-@root
-def test_a_container_without_a_home(here):
-    code = """import os
+HOMELESS = """import os, sys
 from shakespeare_neox.base import cache_folder, settle_folders
 os.setuid(54321)
 settle_folders()
+settle_folders()
+cache_folder().mkdir(parents=True, exist_ok=True)
 print(cache_folder())
-os.rmdir(os.environ["HOME"])"""
-    hidden = ("HOME", "NEOX_CACHE", "NEOX_DATA", "TMPDIR")
+os.removedirs(cache_folder())"""
+
+
+def homeless(**variables):
+    "What a user without a place of their own is told, on standard error and standard output"
+    hidden = ("HOME", "NEOX_CACHE", "NEOX_DATA", "TMPDIR", "XDG_CACHE_HOME")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", HOMELESS], env=env | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("/shakespeare_neox-54321/.cache/shakespeare_neox")
-    assert "no home folder" in done.stderr and not (here/"~").exists()
+    return done.stderr, done.stdout.strip()
+
+
+@root
+def test_a_container_without_a_home(here):
+    told, cache = homeless()
+    assert cache.endswith("/shakespeare_neox-54321/.cache/shakespeare_neox")
+    assert "no home folder" in told and told.count("\n") == 1 and not (here/"~").exists()
+
+
+@root
+@pytest.mark.parametrize("home", ["", "/", "rel", ".", "/root", "/nowhere/at/all", "/dev/null", "/dev/null/x"])
+def test_a_home_that_cannot_be_written(here, home):
+    here.chmod(0o777)
+    told, cache = homeless(HOME=home)
+    assert cache.endswith("/shakespeare_neox-54321/.cache/shakespeare_neox")
+    assert told.startswith(f"HOME={home} is no folder to write in: ") and told.count("\n") == 1 and "NEOX_CACHE" in told
+    assert os.listdir(here) == []
+
+
+@posix
+@pytest.mark.parametrize("home", ["", "/", "rel", "/dev/null/x"])
+def test_a_command_without_a_home_to_write_in(here, home):
+    "No library below writes into the root or the current folder"
+    (here/"book.txt").write_text("It was a dark and stormy night.\n" * 200)
+    (here/"tmp").mkdir()
+    before = set(os.listdir("/"))
+    hidden = ("NEOX_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR", "HF_HOME")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    env |= dict(HOME=home, TMPDIR=str(here/"tmp"))
+    done = call("neox_train", "quickstart", *TINY, "data_path=book.txt", "--checkpoint_dir", "run", env=env, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count(f"HOME={home} is no folder to write in") == 1
+    assert sorted(os.listdir(here)) == ["book.txt", "run", "tmp"] and set(os.listdir("/")) == before
+
+
+@posix
+def test_logins_stay_where_the_home_is_closed(here, monkeypatch):
+    closed = here/"home"
+    (closed/".cache"/"huggingface").mkdir(parents=True)
+    (closed/".netrc").write_text("machine api.wandb.ai login user password x")
+    (closed/".cache"/"huggingface"/"token").write_text("hf_x")
+    for name in ("NETRC", "HF_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(closed))
+    monkeypatch.setattr(base, "is_home", lambda folder: folder != closed)
+    base.settle_folders()
+    assert os.environ["NETRC"] == str(closed/".netrc") and os.environ["HOME"] != str(closed)
+    assert os.environ["HF_TOKEN_PATH"] == str(closed/".cache"/"huggingface"/"token")
+
+
+@posix
+@pytest.mark.parametrize("cache", ["/dev/null", "/dev/null/x", "file", "file/below", "dangling"])
+def test_a_cache_that_cannot_be_made(here, cache):
+    (here/"file").write_text("mine")
+    (here/"dangling").symlink_to(here/"nowhere")
+    (here/"book.txt").write_text("It was a dark and stormy night.\n" * 200)
+    done = call("neox_train", "quickstart", *TINY, "data_path=book.txt", "--checkpoint_dir", "run", text=True,
+                env=os.environ | dict(NEOX_CACHE=cache))
+    lines = [line for line in done.stderr.splitlines() if line.startswith("neox_train")]
+    assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert f"NEOX_CACHE={cache}: " in lines[0] and (here/"file").read_text() == "mine" and not (here/"run").exists()
+
+
+@root
+@pytest.mark.parametrize("made", [False, True], ids=["empty", "with its folders"])
+def test_a_cache_that_may_only_be_read(made):
+    with tempfile.TemporaryDirectory() as place:                       # one that another user reaches
+        os.chmod(place, 0o755)
+        cache, jobs = Path(place)/"cache", Path(place)/"jobs.py"
+        cache.mkdir()
+        if made:
+            (cache/"tokens").mkdir()
+        jobs.write_text("""import os, filelock
+from shakespeare_neox.base import cache_folder, command, locked, new_folder
+os.setuid(54321)
+def lock(): locked(cache_folder()/"lock", "x", wait=True).__enter__()
+def folder(): new_folder(cache_folder()/"tokens"/"x", "token files").__enter__()
+def make(): (cache_folder()/"joined").mkdir()
+for job in (lock, folder, make):
+    try: command(job)([])
+    except SystemExit as stopped: print(stopped.code)""")
+        env = os.environ | dict(NEOX_CACHE=str(cache), HOME=place)
+        done = subprocess.run([sys.executable, str(jobs)], capture_output=True, text=True, env=env)
+    assert done.stdout.split() == ["2"]*3 and "Traceback" not in done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("HOME=")]
+    assert len(lines) == 3 and all("NEOX_CACHE" in line and "Permission denied" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("variable, value", [
+    ("ACCELERATE_USE_CPU", "maybe"), ("ACCELERATE_USE_CPU", "2"), ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "few"),
+    ("ACCELERATE_USE_FSDP", "perhaps"), ("ACCELERATE_TORCH_DEVICE", "toaster"), ("TORCH_LOGS", "garbage")])
+def test_a_variable_of_another_library(here, variable, value):
+    (here/"book.txt").write_text("It was a dark and stormy night.\n" * 200)
+    done = call("neox_train", "quickstart", *TINY, "data_path=book.txt", "--checkpoint_dir", "run", text=True,
+                env=os.environ | {variable: value})
+    lines = [line for line in done.stderr.splitlines() if line.startswith("neox_train")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert len(lines) == 1 and f"{variable}={value}: is not understood" in lines[0] and len(lines[0]) < 250
+
+
+@pytest.mark.parametrize("name, rest", [("tokenizer", ["book.txt", "--out", "a\0b"]), ("tokenizer", ["a\0b"]),
+                                        ("data", ["book.txt", "--out", "a\0b"]), ("data", ["book.txt", "--plain", "a\0b.txt"]),
+                                        ("train", ["quickstart", "--checkpoint_dir", "a\0b"]), ("report", ["a\0b"]),
+                                        ("generate", ["a\0b"]), ("tune", ["quickstart", "seed=1,2", "--checkpoint_dir", "a\0b"])])
+def test_a_zero_byte_in_a_name(here, name, rest, capsys):
+    import importlib
+    (here/"book.txt").write_text("It was a dark and stormy night.\n" * 200)
+    module = importlib.import_module(f"shakespeare_neox.{name}")
+    main = getattr(module, f"neox_{dict(data='prepare').get(name, name)}_main")
+    with pytest.raises(SystemExit) as stopped:
+        main(rest)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("neox_")]
+    assert stopped.value.code == 2 and len(lines) == 1, lines
+    assert os.listdir(here) == ["book.txt"]
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match="true"):
+        base.command(lambda: float("that is true"))([])
 
 
 @posix

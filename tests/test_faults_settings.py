@@ -1,5 +1,5 @@
 "Recipes and settings: nothing taken for something else, nothing dropped, every wrong value named with its place"
-import copy, dataclasses, os, time
+import copy, dataclasses, json, os, time
 from enum import Enum
 from pathlib import Path
 
@@ -556,6 +556,76 @@ def test_names_are_shown_safely():
 def test_override_is_told_in_one_line(capsys):
     merge(settings := dict(sample_prompt="\n"), dict(sample_prompt="a\nb"), "here")
     assert settings == dict(sample_prompt="a\nb") and capsys.readouterr().err == "sample_prompt: '\\n' -> 'a\\nb' (here)\n"
+
+
+# numbers and names that would not mean what they say
+
+@pytest.mark.parametrize("key,word", [("optimizer.params.lr", "1e-400"), ("weight_decay", "0.0001e-400"), ("init_method_std", "1.5e-4000"), ("min_lr", ".1e-999")])
+def test_a_number_that_would_become_zero(key, word, capsys):
+    block = "\n".join(f"{'  '*depth}{name}:" for depth, name in enumerate(key.split(".")))
+    holds(refused(recipe(f"{block} {word}\n")), "my.yml, line ", word, "too small and would be 0")
+    refuses(train, [*FEW, f"{key}={word}", "--checkpoint_dir", "run"], capsys, word, "too small and would be 0")
+    for zero in ("0.0", "0e5", "0.000e-400"):
+        assert read_yaml(f"a: {zero}", "here") == dict(a=0.0)
+
+
+@pytest.mark.parametrize("key", ["hidden_dropout", "attention_dropout"])
+@pytest.mark.parametrize("value", [1, 1.0])
+def test_dropout_of_everything(key, value):
+    holds(refused(recipe(**{key: value})), "my.yml, line 9: ", f"{key}: {value} would drop everything")
+    holds(refused(recipe(), **{key: value}), f"{key}: {value} would drop everything")
+    load_config(recipe(**{key: 0.99}))
+
+
+@pytest.mark.parametrize("key", ["hidden_dropout ", " hidden_dropout", "num_layers\t", "save to", "hidden_dropout :", "train-iters "])
+def test_a_key_with_blanks_is_blamed_on_its_own_place(key):
+    "Not on the line of the key that it resembles"
+    put("second.yml", f"seed: 1\n{json.dumps(key)}: 0.1\n")
+    line = refused("quickstart", "second.yml")
+    holds(line, "second.yml, line 2: ", repr(key))
+    assert "quickstart.yml" not in line
+    line = refused("quickstart", **{key: 0.1})
+    assert "quickstart.yml" not in line and "unknown key" in line, line
+
+
+def test_more_layers_than_can_be_trained(capsys):
+    start = time.perf_counter()
+    refuses(train, [*FEW, "num_layers=20000", "--dry_run"], capsys, "num_layers: 20000 are too many to train", "2,000")
+    assert time.perf_counter() - start < 3
+    holds(refused(recipe(num_layers=2001)), "my.yml, line 1: num_layers: 2001")
+    assert load_config(recipe(num_layers=2000)).model["num_layers"] == 2000
+
+
+def test_home_in_a_path(monkeypatch, here, capsys):
+    "Behind a = a shell leaves ~ alone"
+    monkeypatch.setenv("HOME", str(here/"home"))
+    put("home/x.txt", "It was a dark and stormy night.\n"*200)
+    opened = load_config(recipe(), data_path="~/x.txt", vocab_file="~/t.json", save="~/run")
+    assert opened.train.data_path == f"{here}/home/x.txt" and opened.settings["data_path"] == "~/x.txt"   # published without a user's name
+    assert (opened.train.vocab_file, opened.train.save) == (f"{here}/home/t.json", f"{here}/home/run")
+    opened = load_config(recipe(data_path=None), train_data_paths=["~/x.txt", "y~/z"], valid_data_paths=["~/v.txt"])
+    assert opened.train.train_data_paths == [f"{here}/home/x.txt", "y~/z"] and opened.train.valid_data_paths == [f"{here}/home/v.txt"]
+    for words in ([*FEW, "data_path=~/x.txt", "--checkpoint_dir=~/run"], ["~/run/config.yml", "--checkpoint_dir=~/run"]):
+        train(words)
+    assert sorted(p.name for p in here.iterdir()) == ["home", "my.yml"] and (here/"home"/"run"/"best").is_dir()
+    fitted = load_config("quickstart", fit_to_text=True, data_path="~/x.txt")
+    assert fitted.train.train_iters
+
+
+def test_home_in_a_flag(monkeypatch, here):
+    from shakespeare_neox.tokenizer import neox_tokenizer_main
+    monkeypatch.setenv("HOME", str(here/"home"))
+    put("home/x.txt", "It was a dark and stormy night.\n"*200)
+    neox_tokenizer_main(["~/x.txt", "--out=~/tok"])
+    assert (here/"home"/"tok"/"tokenizer.json").is_file() and not (here/"~").exists()
+
+
+@pytest.mark.parametrize("prompt", ["[x]", "ü"])
+def test_advice_for_a_sample_prompt(prompt, capsys):
+    "neox_train has no --lossy"
+    put("x.txt", "It was a dark and stormy night.\n"*200)
+    line = refuses(train, [*FEW, "data_path=x.txt", f"sample_prompt={prompt}", "--checkpoint_dir", "run"], capsys, "sample_prompt: ")
+    assert line.endswith("; give another one: sample_prompt=...") and "lossy" not in line
 
 
 # the recipes that ship, and the page of keys

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATHS', 'PATTERNS', 'FIRST', 'MOST_BYTES', 'MOST_VALUES', 'MOST_DEPTH',
-           'TEXT_KEYS', 'ENDINGS', 'TEXTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING', 'MOST_TRAINED',
-           'OWN_KEYS', 'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock',
-           'ScheduleBlock', 'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing',
-           'NumberLoader', 'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml',
-           'in_one_line', 'recipe_text', 'read_recipe', 'find_recipe', 'is_there', 'parse_override', 'text_value',
-           'yaml_value', 'Settings', 'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes',
-           'names_of_texts', 'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of',
-           'make_recipe', 'check_trainable', 'check_size', 'ignored_in_blocks', 'key_rows', 'recipe_keys',
-           'learning_rate', 'window_length']
+           'TEXT_KEYS', 'ENDINGS', 'TEXTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING', 'OWN_KEYS',
+           'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock', 'ScheduleBlock',
+           'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing', 'NumberLoader',
+           'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'in_one_line',
+           'recipe_text', 'read_recipe', 'find_recipe', 'is_there', 'parse_override', 'text_value', 'yaml_value',
+           'Settings', 'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts',
+           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe',
+           'check_trainable', 'check_size', 'ignored_in_blocks', 'key_rows', 'recipe_keys', 'learning_rate',
+           'window_length']
 
 # %% ../nbs/03_recipe.ipynb #0bd27c0f
 import copy, json, math, os, re
@@ -921,16 +921,10 @@ def make_recipe(
                         f"cannot be cut into pieces of {wrong[0]}; give divisors of it")
     return recipe
 
-MOST_TRAINED = 2_000                         # layers; the deepest transformer that was ever trained had 1,000
-
 def check_trainable(
     model: dict, # the model's settings
 ):
     "Raises an error for a model that may be described but not trained"
-    layers = model.get("num_layers")
-    if type(layers) is int and layers > MOST_TRAINED:
-        raise NeoxError(f"num_layers: {shown(layers)} are too many to train; "
-                        f"give {MOST_TRAINED:,} at most")
     for name in ("hidden_dropout", "attention_dropout"):
         if type(model.get(name)) in (int, float) and model[name] == 1:
             raise NeoxError(f"{name}: {model[name]} would drop everything; give 0 to below 1")

@@ -426,7 +426,9 @@ def init_wandb(
     for mode in modes:
         try:
             wandb.setup(wandb.Settings(silent=True))    # silent, it never prompts
-            return wandb.init(mode=mode, **chosen), why
+            # offline, files of one id are one run once they are sent up
+            resumed = dict(resume="allow") if mode == "online" else {}
+            return wandb.init(mode=mode, **resumed, **chosen), why
         except Exception as e:
             why = f"{first_line(e)}; "
             if wandb.run is None:
@@ -446,7 +448,7 @@ def start_wandb(
         os.environ.pop("WANDB_MODE", None)              # W&B takes no word but its own for it
         limits = dict(init_timeout=20, finish_timeout=300)
         known = {key: value for key, value in limits.items() if hasattr(wandb.Settings(), key)}
-        chosen = dict(project=run.c.wandb_project, group=run.c.wandb_group, id=wandb_id(run.folder), resume="allow",
+        chosen = dict(project=run.c.wandb_project, group=run.c.wandb_group, id=wandb_id(run.folder),
                       name=run.c.wandb_run_name or run.folder.resolve().name, dir=run.folder,
                       config=public(run.recipe.settings), settings=wandb.Settings(silent=True, console="off", **known))
         started, why = init_wandb(modes, why, chosen)

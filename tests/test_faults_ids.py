@@ -134,7 +134,7 @@ def test_the_ids_of_a_stream_are_those_of_the_whole(kind, tmp_path):
         accepted.append(text)
 
     check()
-    assert len(accepted) >= 10, f"{kind}: only {len(accepted)} texts were accepted"
+    assert len(accepted) >= 3, f"{kind}: only {len(accepted)} texts were accepted"
 
 
 @lru_cache

@@ -9,9 +9,9 @@ __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'L
            'digest_of_version', 'digest', 'check_apart', 'cached_tokens', 'cached_or_made', 'token_files',
            'open_cached', 'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached',
            'device_bytes', 'used_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator',
-           'settle_batch', 'steps_of', 'check_alike', 'resident_ids', 'make_run', 'training_settings', 'loss_of',
-           'batch', 'gradient_norm', 'backward', 'within_memory', 'halve', 'forget_gradients', 'train_step',
-           'move_weights', 'score', 'summed_loss', 'evaluate']
+           'settle_batch', 'steps_of', 'check_alike', 'resident_ids', 'first_character', 'make_run',
+           'training_settings', 'loss_of', 'batch', 'gradient_norm', 'backward', 'within_memory', 'halve',
+           'forget_gradients', 'train_step', 'move_weights', 'score', 'summed_loss', 'evaluate']
 
 # %% ../nbs/03_run.ipynb #5b5f5b3e
 import copy
@@ -595,6 +595,13 @@ def resident_ids(
     return torch.from_numpy(tokens.ids.astype("int32")).to(device) if 4*len(tokens) <= free//10 else None
 
 # %% ../nbs/03_run.ipynb #4d5627a5
+def first_character(
+    tokens: TokenFile, # of training
+    tokenizer: Tokenizer, # of the same text
+) -> str:
+    "The character with which a text begins"
+    return tokenizer.decode(tokens.ids[:16].tolist())[:1]
+
 def make_run(
     recipe: Recipe, # what to train
     force: bool = False, # whether to try what will not fit into memory
@@ -618,8 +625,11 @@ def make_run(
     try:
         tokenizer.check(c.sample_prompt)
     except NeoxError as e:
-        problem = str(e).rpartition("; ")[0]
-        raise NeoxError(f"sample_prompt: {problem}; give another one: sample_prompt=...") from None
+        if "sample_prompt" in recipe.settings:
+            problem = str(e).rpartition("; ")[0]
+            raise NeoxError(f"sample_prompt: {problem}; give another one: sample_prompt=...") from None
+        c.sample_prompt = first_character(files["train"], tokenizer)
+        say(f"sample_prompt: the text has no new line, samples begin with {c.sample_prompt!r}")
     settle_batch(c, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = c.gradient_accumulation_steps
     facts = {k: v for k, v in recipe.settings.items() if k not in ("save", "load")}

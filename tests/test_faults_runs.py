@@ -1008,3 +1008,17 @@ def test_a_large_vocabulary_is_weighed_before_it_is_made(monkeypatch, capsys):
     Path("mine.txt").write_text(text*3)
     refuses(neox_train_main, [*RUN, "data_path=mine.txt", "vocab_file=", "sample_prompt=一"], capsys, "GB of memory", steps=True)
     assert seen == []
+
+
+# the first line of a sample
+
+def test_a_text_without_a_new_line(capsys):
+    "The default of sample_prompt is a new line, which such a text lacks; one that was asked for is refused"
+    Path("line.txt").write_text("All in one line, from the beginning to the end. " * 200)
+    words = ["data_path=line.txt", *(word for word in RUN if not word.startswith("data_path"))]
+    said = succeeds(neox_train_main, words, capsys).err
+    assert "samples begin with 'A'" in said
+    events = [json.loads(line) for line in Path("runs/quickstart/log.jsonl" if Path("runs").exists() else "run/log.jsonl").read_text().splitlines()]
+    samples = [event["sample"] for event in events if event["event"] == "evaluation"]
+    assert samples and all(sample.startswith("A") for sample in samples)
+    refuses(neox_train_main, [*words, "sample_prompt=Z\\n", "--checkpoint_dir", "other"], capsys, "sample_prompt", "give another one")

@@ -8,7 +8,7 @@ __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATHS', 'PATTERNS', 'FIRST',
            'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock', 'ScheduleBlock',
            'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing', 'NumberLoader',
            'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'in_one_line',
-           'recipe_text', 'read_recipe', 'find_recipe', 'is_there', 'parse_override', 'text_value', 'yaml_value',
+           'recipe_text', 'read_recipe', 'find_recipe', 'file_exists', 'parse_override', 'yaml_text', 'yaml_value',
            'Settings', 'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts',
            'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe',
            'check_trainable', 'check_size', 'ignored_in_blocks', 'key_rows', 'recipe_keys', 'learning_rate',
@@ -603,20 +603,20 @@ def find_recipe(
     if path.suffix not in (".yml", ".yaml"):
         if name not in known:
             hint = nearest(name[:80], known)
-            if is_there(path):
+            if file_exists(path):
                 hint = f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
             elif "=" in name:
                 hint = "; in Python, settings are given by their names: train(\"quickstart\", train_iters=300)"
             raise NeoxError(f"{in_one_line(name)}: no recipe of this name{hint}")
         return known[name]
-    if path.name == name and path.stem in known and not is_there(path):
+    if path.name == name and path.stem in known and not file_exists(path):
         return known[path.stem]
-    if not is_there(path):
+    if not file_exists(path):
         raise NeoxError(f"{in_one_line(name)}: no such recipe; check the path, or give a "
                         f"recipe's name{nearest(path.stem, known)}")
     return path
 
-def is_there(
+def file_exists(
     path: Path, # as it was typed
 ) -> bool:
     "Whether a path leads to something"
@@ -636,12 +636,12 @@ def parse_override(
         raise NeoxError(f"{shown(word)}: a key is missing before the =; write such as "
                         "train_iters=100")
     is_text = names[0] in TEXT_KEYS and not names[1:]
-    value = text_value(names[0], value) if is_text else yaml_value(word, value)
+    value = yaml_text(names[0], value) if is_text else yaml_value(word, value)
     for name in reversed(names):
         value = {name: value}
     return value
 
-def text_value(
+def yaml_text(
     key: str, # of a setting that holds text
     typed: str, # what stands behind the =
 ) -> str: # None if nothing does, and the setting may be absent

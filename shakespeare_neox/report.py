@@ -7,9 +7,10 @@ __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_LINE', 'TEXT_KEYS', 'ADVICE', 
            'LogEvent', 'EvaluationEvent', 'read_event', 'read_log', 'event_line', 'Log', 'run_mark', 'note_in_mark',
            'describe', 'first_line', 'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'Progress',
            'noted_signals', 'wandb_login', 'WandbRun', 'wandb_id', 'wandb_modes', 'public_text', 'public', 'init_wandb',
-           'start_wandb', 'model_files', 'Board', 'draw_losses', 'is_number', 'TrainResult', 'table', 'best_event',
-           'figures', 'read_run', 'fenced', 'report_text', 'write_figure', 'drawn', 'check_unchanged', 'write_noted',
-           'write_report', 'check_hub_name', 'model_card', 'upload', 'gather', 'push_to_hub', 'neox_report']
+           'start_wandb', 'model_files', 'Board', 'draw_losses', 'is_finite_number', 'TrainResult', 'table',
+           'best_event', 'figures', 'read_run', 'fenced', 'report_text', 'write_figure', 'drawn', 'check_unchanged',
+           'write_noted', 'write_report', 'check_hub_name', 'model_card', 'upload', 'gather', 'push_to_hub',
+           'neox_report']
 
 # %% ../nbs/03_report.ipynb #278f0f73
 import errno
@@ -541,14 +542,14 @@ def draw_losses(
 ):
     "Draws training and validation loss by step"
     for kind, style in (("log", "-"), ("evaluation", "o-")):
-        points = [(event["step"], event["loss"]) for event in events if event["event"] == kind and is_number(event["loss"])]
+        points = [(event["step"], event["loss"]) for event in events if event["event"] == kind and is_finite_number(event["loss"])]
         if points:
             ax.plot(*zip(*points), style, label=dict(log="training", evaluation="validation")[kind])
     ax.set(xlabel="step", ylabel="loss (nats per token)")
     if ax.lines:
         ax.legend()
 
-def is_number(
+def is_finite_number(
     value, # a measured value of a log
 ) -> bool:
     "Whether it is there and finite"
@@ -600,7 +601,7 @@ def figures(
     events: list, # of its log
 ) -> dict: # what -> figure
     "The figures of a run in a reader's words"
-    scores = [event for event in events if event["event"] == "evaluation" and is_number(event["loss"])]
+    scores = [event for event in events if event["event"] == "evaluation" and is_finite_number(event["loss"])]
     steps = [event for event in events if event["event"] == "log"]
     if not scores or not steps:
         raise NeoxError(f"{folder}: its log holds no evaluation yet; train it to its first one")
@@ -608,7 +609,7 @@ def figures(
     start = next((event for event in events if event["event"] == "start"), {})
     config = read_folder(Path(folder)/"best", lambda best: from_hf(read_json(best/"config.json", dict, "train it again")))
     last, speeds = steps[-1], sorted(event["tokens_per_second"] for event in steps)
-    bits, loss = (f"{value:.4f}" if is_number(value) else "not a number" for value in (best["bits_per_byte"], last["loss"]))
+    bits, loss = (f"{value:.4f}" if is_finite_number(value) else "not a number" for value in (best["bits_per_byte"], last["loss"]))
     known = {key: start.get(key, "unknown") for key in ("licence", "precision", "torch", "python", "device", "machine")}
     return {"lowest validation loss": f"{best['loss']:.4f} nats per token, at step {best['step']:,} of {last['step']:,}",
             "bits per byte": bits, "last training loss": loss, "parameters": f"{sum(count_parameters(config).values()):,}",
@@ -652,7 +653,7 @@ def report_text(
     parts = [table(figures(folder, events)), "## Loss", "![training and validation loss by step](loss.png)",
              "## What it wrote on the way"]
     for event in shown:
-        loss = f"{event['loss']:.3f}" if is_number(event["loss"]) else "not a number"
+        loss = f"{event['loss']:.3f}" if is_finite_number(event["loss"]) else "not a number"
         quoted = "\n".join(f"    {line}" for line in event["sample"].strip("\n").split("\n"))
         parts.append(f"Step {event['step']:,}, validation loss {loss}:\n\n{quoted}")
     recipe = write_yaml(settings)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'LONGEST_LINE', 'LONGEST_WORD', 'PATIENCE', 'VOCAB_SIZES', 'LARGEST_SIZE', 'neox_tokenizer_main',
-           'cut_line', 'text_pieces', 'text_lines', 'character_backend', 'short_words', 'bpe_backend', 'settle',
+           'cut_line', 'checked_pieces', 'text_lines', 'character_backend', 'short_words', 'bpe_backend', 'settle',
            'unigram_backend', 'Tokenizer', 'train_tokenizer', 'load_tokenizer', 'neox_tokenizer']
 
 # %% ../nbs/01_tokenizer.ipynb #90f96d09
@@ -37,7 +37,7 @@ def cut_line(
             return at
     return LONGEST_LINE
 
-def text_pieces(
+def checked_pieces(
     text, # as for `text_lines`
 ): # yields str
     "Pieces of a text, or one error for what is none"
@@ -59,7 +59,7 @@ def text_lines(
 ): # yields str, line ends kept
     "Lines of a text, or of the pieces of a text, as the trainers take them"
     rest, empty = "", True
-    for piece in text_pieces(text):
+    for piece in checked_pieces(text):
         empty = empty and not piece
         lines = (rest + piece).split("\n")
         for n, line in enumerate(lines):

@@ -7,7 +7,7 @@ __all__ = ['FREE', 'PASSES', 'KEPT_OR_SHOWN', 'OWN', 'WORK', 'neox_train_main', 
            'saved_steps', 'reads', 'check_reads', 'kept_settings', 'changes', 'free_name', 'make_room', 'move_aside',
            'name_in', 'is_foreign', 'cannot_read', 'new_try', 'diverged', 'check_tensors_finite', 'check_folder',
            'keep_model', 'one_line', 'note', 'keep_best', 'save_state', 'drop_states', 'DamagedState', 'Reads',
-           'StateFacts', 'read_state', 'check_origin', 'check_settings', 'expected_tensors', 'check_tensors',
+           'StateFacts', 'read_state', 'check_origin', 'check_same_settings', 'expected_tensors', 'check_tensors',
            'load_state', 'resume', 'set_state_aside', 'check_best', 'holds_work', 'is_run', 'differences', 'check_free',
            'claim_folder', 'is_noted', 'write_config', 'check_states', 'held_folder', 'removed_if_unused',
            'check_finite', 'evaluate_and_keep', 'find_lost_best', 'steps_per_epoch', 'keep_epoch', 'log_step',
@@ -391,7 +391,7 @@ def check_origin(
         raise NeoxError(f"{run.folder}: {' and '.join(changed)} changed since its state of step {facts.step} was saved ({source}); "
                         f"put back what was there, or train anew: {new_try(run)}")
 
-def check_settings(
+def check_same_settings(
     run: Run, # about to go on
     facts: StateFacts, # of the state
 ):
@@ -451,7 +451,7 @@ def load_state(
     tensors: dict, # by their names
 ):
     "Puts a saved state back, if it is one of this run"
-    check_settings(run, facts)
+    check_same_settings(run, facts)
     check_origin(run, facts)
     check_reads(run, asdict(facts.reads))
     if facts.step > run.c.train_iters:

@@ -936,7 +936,7 @@ def test_a_cache_that_cannot_be_used(kind, monkeypatch, capsys):
     if kind.startswith("a disk"):
         def no(*args, **kwargs): raise OSError(30, "Read-only file system", str(place))
         monkeypatch.setattr(run_module, "locked", no)
-    refuses(neox_train_main, RUN, capsys, str(place), "set NEOX_CACHE to a folder in which this user may write")
+    refuses(neox_train_main, RUN, capsys, str(place), "NEOX_CACHE", "may write")
     assert Path("mine").read_text() == "mine"
 
 

@@ -591,9 +591,9 @@ def test_a_key_with_blanks_is_blamed_on_its_own_place(key):
 def test_more_layers_than_can_be_trained(capsys):
     start = time.perf_counter()
     refuses(train, [*FEW, "num_layers=20000", "--dry_run"], capsys, "num_layers", "1,000")
-    assert time.perf_counter() - start < 3
-    holds(refused(recipe(num_layers=2001)), "my.yml, line 1: num_layers: 2001")
-    assert load_config(recipe(num_layers=2000)).model["num_layers"] == 2000
+    assert time.perf_counter() - start < 30                             # minutes, once
+    holds(refused(recipe(num_layers=1001)), "my.yml, line 1: num_layers: 1001")
+    assert load_config(recipe(num_layers=1000)).model["num_layers"] == 1000
 
 
 def test_home_in_a_path(monkeypatch, here, capsys):

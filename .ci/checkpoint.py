@@ -5,6 +5,7 @@ import json, re, shutil, sys, tempfile
 from pathlib import Path
 
 import torch
+from shakespeare_neox.base import MARK
 from shakespeare_neox.checkpoints import SHIPPED, pack
 from shakespeare_neox.model import GPTNeoX
 from shakespeare_neox.report import model_card
@@ -25,6 +26,7 @@ def make(name: str, folder: Path):
         model, tokenizer, card = GPTNeoX.from_pretrained(best), load_tokenizer(best), model_card(best.parent, name)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, tokenizer, torch.float16)
+    (folder/MARK).unlink()                                  # the folder is the repository's now
     command = f"It was made by `neox_train {' '.join([*recipes, *(f'{k}={v}' for k, v in settings.items())])}`, and stored in fp16 by `python .ci/checkpoint.py`."
     card = re.sub(r"## Loss\n\n.*\n\n", "", card).replace(f'model="{name}"', 'model="path/of/this/folder"')          # no plot beside it
     (folder/"README.md").write_text(card.replace("A GPT-NeoX language model.", f"A GPT-NeoX language model. {command}"), encoding="utf-8")
@@ -34,5 +36,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 1: make(SHIPPED, ROOT/"model"/SHIPPED); sys.exit()
     (name,), out = [n for n in RECIPES if n != SHIPPED], ROOT/"dist-model"
     make(name, out/name)
+    (out/f"{name}.zip").unlink(missing_ok=True)
     entry = pack(out/name, out/f"{name}.zip", f"{RELEASES}/{sys.argv[1]}/{name}.zip")
     (ROOT/"model"/"manifest.json").write_text(json.dumps({name: entry}, indent=1) + "\n", encoding="utf-8")

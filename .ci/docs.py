@@ -178,11 +178,11 @@ def sections(names: list) -> dict:
 
 def commands() -> str:
     "Each command and its flags, from the functions that settings.ini names"
-    make_parser = importlib.import_module(f"{LIB}.base").make_parser
+    base = importlib.import_module(f"{LIB}.base")
     parts = ["# Commands\n\nThe flags of each command. A flag may be spelled with `_` or `-`; an error is one line and ends with exit code 2."]
     for script in get_config().console_scripts.split():
-        name, module, main = re.split("[=:]", script)
-        parser = make_parser(getattr(importlib.import_module(module), main.removesuffix("_main")))
+        name = script.partition("=")[0]
+        parser = base.make_parser(getattr(importlib.import_module(f"{LIB}.{base.COMMANDS[name]}"), name))
         once = lambda spellings: dict.fromkeys("--" + s[2:].replace("-", "_") if s.startswith("--") else s for s in spellings)
         rows = [(", ".join(f"`{o}`" for o in once(a.option_strings or [a.dest])), (a.help or "").replace("%%", "%")) for a in parser._actions]
         words = re.findall(r"\[[^]]*\]|\S+", parser.format_usage().removeprefix("usage: "))

@@ -1,16 +1,18 @@
 "Bad input: one line, exit 2, and nothing lost"
 import errno, io, json, os, shutil, subprocess, sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import TINY, refuses, tree
+import torch
+from conftest import TINY, refuses, succeeds, tree
 
 import shakespeare_neox.data as data_module
 import shakespeare_neox.run as run_module
-from shakespeare_neox.base import NeoxError
+from shakespeare_neox.base import NeoxError, set_aside
 from shakespeare_neox.data import neox_prepare_main as prepare
 from shakespeare_neox.generate import neox_generate_main as generate
+from shakespeare_neox.recipe import load_config
 from shakespeare_neox.tokenizer import neox_tokenizer_main as tokenizer
 from shakespeare_neox.train import neox_train_main as train, saved_steps
 
@@ -37,7 +39,7 @@ def put(name, content=TEXT):
 # texts
 
 BAD_TEXTS = dict(missing=(None, "neither a file nor a folder"), empty=(b"", "empty"), blank=(b" \n\t\r\n", "empty"),
-                 binary=(b"abc\0def", "binary", "zero byte at 3"), utf16=("To be".encode("utf-16"), "binary"),
+                 binary=(b"abc\0def", "binary", "zero byte at 3"), utf16=("To be".encode("utf-16"), "UTF-16, not UTF-8", "0xff at 0"),
                  latin1=("caf\xe9 noir".encode("latin1"), "not UTF-8", "0xe9 at 3"), cut_off=(b"n\xc3", "not UTF-8", "0xc3 at 1"))
 
 
@@ -87,8 +89,8 @@ def test_character_that_the_tokenizer_lacks(content, parts, capsys):
     (["--split", "x"], ["split='x'"]), (["--split", "0,1"], ["split='0,1'"]), (["--split", "1,-1"], ["split"]), (["--split", "1,1,1,1"], ["split"]),
     pytest.param(["--split", "nan,1"], ["split"]),
     (["--tokenizer_path", "text.txt"], ["text.txt", "not a tokenizer.json"]), (["--tokenizer_path", "none.json"], ["none.json", "no tokenizer here"]),
-    (["--out", "mine"], ["mine", "holds other files"]), (["--out", "text.txt"], ["text.txt", "holds other files"]),
-    (["--out", "text.txt/sub"], ["could not be written", "Not a directory"]), (["--outt", "x"], ["unrecognized arguments: --outt"]),
+    (["--out", "mine"], ["mine", "holds other files"]), (["--out", "text.txt"], ["text.txt", "is a file"]),
+    (["--out", "text.txt/sub"], ["text.txt/sub", "could not be written"]), (["--outt", "x"], ["unrecognized arguments: --outt"]),
     pytest.param(["--out", "."], ["the folder that you are in"])], ids=str)
 def test_prepare_flags(argv, parts, capsys):
     put("text.txt"); put("mine/notes.txt", "my notes")
@@ -149,11 +151,12 @@ MODEL = "num_layers: 1\nhidden_size: 32\nnum_attention_heads: 2\nseq_length: 32\
 
 @pytest.mark.parametrize("content,parts", [
     ("num_layers: [1\nhidden_size: 3\n", ["line 2", "not YAML"]), ("optimizer:\n\t- type\n", ["line 2", "not YAML"]), ("- 1\n- 2\n", ["list"]),
-    ("hello", ["str"]), ("", ["NoneType"]), (MODEL, ["pos_emb", "rotary"]), (MODEL + "pos_emb: rotary\n", ["train_iters is not given"]),
+    ("hello", ["str"]), ("", ["my.yml: is empty", "num_layers: 4"]), (MODEL, ["pos_emb", "rotary"]), (MODEL + "pos_emb: rotary\n", ["train_iters is not given"]),
     ("pos_emb: rotary\ntrain_iters: 3\ntrain_micro_batch_size_per_gpu: 2\n", ["num_layers is not given"]),
-    pytest.param("num_layers: 1\nname: \a\n", ["not YAML"]),
-    pytest.param("# é\n".encode("latin1"), ["not UTF-8"]),
-    pytest.param("num_layers: 2020-99-99\n", ["not YAML"])], ids=repr)
+    ("num_layers: 1\nname: \a\n", ["my.yml, line 2: not YAML", "U+0007"]),
+    ("num_layers: 1\n# é\n".encode("latin1"), ["my.yml, line 2: not UTF-8", "0xe9"]),
+    ("num_layers: 2020-99-99\n" + MODEL[14:] + "pos_emb: rotary\ntrain_iters: 3\ntrain_micro_batch_size_per_gpu: 2\n",
+     ["my.yml, line 1: num_layers", "'2020-99-99'", "int"])], ids=repr)
 def test_recipe_file(content, parts, capsys):
     put("my.yml", content)
     untouched(train, ["my.yml"], capsys, *parts)
@@ -196,11 +199,11 @@ SETTINGS = """
     optimizer=5                 optimizer dict                      | optimizer.type=adan         optimizer.type nearest adam
     optimizer.params.lr=-1      optimizer.params.lr -1              | optimizer.params.lr=fast    optimizer.params.lr 'fast'
     optimizer.params.beta=1     optimizer.params nearest betas      | split=a,b                   split 'a,b'
-    split=100,0                 split validation                    | split=5                     split int
-    vocab_file=5                vocab_file int                      | vocab_file=nowhere.json     nowhere.json tokenizer
+    split=100,0                 split validation                    | split=5                     split='5' shares
+    vocab_file=5                5 tokenizer                           | vocab_file=nowhere.json     nowhere.json tokenizer
     data_path=                  data_path                           | train_data_paths=[sample]   valid_data_paths
     tokenizer_type=HFTokeniser  nearest HFTokenizer                 | load=elsewhere              load elsewhere
-    compile=maybe               compile maybe                       | save=3                      save int
+    compile=maybe               compile maybe                       | save.x=3                    save dict str
 """
 
 
@@ -210,26 +213,42 @@ def test_setting(case, capsys):
     untouched(train, [*FEW, word, *([] if word.startswith("save") else ["--checkpoint_dir", "run"])], capsys, *parts)
 
 
-ACCEPTED = """
-    weight_decay=-1 weight_decay=.nan gradient_clipping=-1 eval_iters=-1 checkpoint_factor=-3 lr_decay_iters=-5 min_lr=-1 sample_tokens=-5
-    seed=99999999999999999999999 rotary_emb_base=0 layernorm_epsilon=-1 init_method_std=-1 make_vocab_size_divisible_by=-5 sample_prompt=''
-    sample_prompt=ü optimizer.params=3 optimizer.params.lr=.nan optimizer.params.lr=.inf optimizer.params.lr=true optimizer.params.betas=2
-    optimizer.params.betas=[0.9] optimizer.params.betas=[2,3] optimizer.params.betas=[a,b] optimizer.params.eps=-1 optimizer.params.eps=x
-    split=nan,1 attention_config=5 fp16.enabled=maybe
+OUT_OF_RANGE = """
+    weight_decay=-1             weight_decay -1.0 0 or more         | weight_decay=.nan           weight_decay .nan finite
+    gradient_clipping=-1        gradient_clipping -1.0 0 or more    | eval_iters=-1               eval_iters -1 below 1
+    checkpoint_factor=-3        checkpoint_factor -3 below 1        | lr_decay_iters=-5           lr_decay_iters -5 below 1
+    min_lr=-1                   min_lr -1.0 0 or more               | sample_tokens=-5            sample_tokens -5 100,000
+    seed=99999999999999999999999 seed 64 bits                       | seed=4294967296             seed 4294967296 2**31
+    rotary_emb_base=0           rotary_emb_base 0 above             | layernorm_epsilon=-1        layernorm_epsilon -1.0 above
+    init_method_std=-1          init_method_std -1.0 above          | make_vocab_size_divisible_by=-5 make_vocab_size_divisible_by -5
+    sample_prompt=              sample_prompt empty                 | sample_prompt=ü             sample_prompt 'ü'
+    optimizer.params=3          optimizer.params 3 dict             | optimizer.params.lr=.nan    optimizer.params.lr .nan finite
+    optimizer.params.lr=.inf    optimizer.params.lr .inf finite     | optimizer.params.lr=true    optimizer.params.lr True positive
+    optimizer.params.betas=2    optimizer.params.betas 2 two        | optimizer.params.betas=[0.9] optimizer.params.betas [0.9] two
+    optimizer.params.betas=[2,3] optimizer.params.betas below 1     | optimizer.params.betas=[a,b] optimizer.params.betas 'a' below 1
+    optimizer.params.eps=-1     optimizer.params.eps -1 positive    | optimizer.params.eps=x      optimizer.params.eps 'x' positive
+    split=nan,1                 split nan,1                         | attention_config=5          attention_config 5 cannot
+    fp16.enabled=maybe          fp16.enabled 'maybe' bool           | optimizer.type=3            optimizer.type 3 str
+    keep_last_n_checkpoints=-1  keep_last_n_checkpoints -1 below 1  | train_iters=3000000000      train_iters 3000000000 2**31
 """
 
 
-@pytest.mark.parametrize("word", ACCEPTED.split())
-def test_setting_out_of_range(word, capsys):
-    key = word.split("=")[0].replace("sample_prompt", "")
-    untouched(train, [*FEW, word, "--checkpoint_dir", "run"], capsys, key)
+@pytest.mark.parametrize("case", [c.strip() for line in OUT_OF_RANGE.strip().splitlines() for c in line.split("|")])
+def test_setting_out_of_range(case, capsys):
+    word, *parts = case.split()
+    untouched(train, [*FEW, word, "--checkpoint_dir", "run"], capsys, *parts)
 
 
-def test_negative_number_of_states(capsys):
-    untouched(train, [*FEW, "keep_last_n_checkpoints=-1", "--checkpoint_dir", "run"], capsys, "keep_last_n_checkpoints")
-
-
-def test_compile_off(capsys): train([*FEW, "compile=off"])
+@pytest.mark.parametrize("word, compiles", [("compile=off", False), ("compile='off'", False), ("compile=auto", True), ("compile=on", True)])
+def test_compile_off(word, compiles, monkeypatch, capsys):
+    "The word is text, not a truth value; where compiling would pay, off alone keeps a run from it"
+    tried = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: tried.append(self))
+    monkeypatch.setitem(run_module.LONG_RUN, "cpu", 0)
+    train([*FEW, word, "--checkpoint_dir", "run"])
+    start = json.loads(Path("run/log.jsonl").read_text().splitlines()[0])
+    assert (len(tried), start["compiled"]) == ((1, True) if compiles else (0, False))
+    assert load_config("run/config.yml").train.compile == word.split("=")[1].strip("'")
 
 
 def test_known_values_are_named(capsys): untouched(train, [*FEW, "activation=xyz"], capsys, "gelu", "relu", "silu")
@@ -287,7 +306,7 @@ def test_prompt_and_sampling(trained, argv, parts, capsys):
 BAD_PROMPTS = {
     "missing": ("p.txt", None, ["p.txt", "no such file"]), "empty": ("p.txt", b"", ["p.txt", "no prompt in it"]),
     "blank": ("p.txt", b"\xef\xbb\xbf\n \r\n\n", ["p.txt", "no prompt in it"]), "blank jsonl": ("p.jsonl", b"\n\n", ["p.jsonl", "no prompt in it"]),
-    "latin1": ("p.txt", b"MARIAN:\n\ncaf\xe9\n", ["p.txt, line 3", "not UTF-8", "0xe9", "iconv"]),
+    "latin1": ("p.txt", b"MARIAN:\n\ncaf\xe9\n", ["p.txt, line 3", "not UTF-8", "0xe9", "cp1252"]),
     "too long": ("p.txt", b"MARIAN:\n" + b"a"*40, ["prompt 2 of 2", "40 tokens", "32", "by 8"]),
     "unknown character": ("p.txt", "M\n\nO\n☃".encode(), ["prompt 3 of 3 ('☃')", "U+2603"]),
     "no JSON": ("p.jsonl", b'{"prompt": "M"}\n\n{"prompt": "M"\n', ["p.jsonl, line 3", "not JSON"]),
@@ -351,7 +370,7 @@ def test_checkpoint(trained, damage, parts, capsys):
 
 
 @pytest.mark.parametrize("name,parts", [
-    ("nowhere", ["nowhere", "no such folder"]), ("runs/nowhere", ["runs/nowhere", "neither"]),
+    ("nowhere", ["nowhere", "no such folder"]), ("runs/nowhere", ["runs/nowhere", "no such folder"]),
     ("a/b/c", ["a/b/c", "no such folder"]), ("text.txt", ["text.txt", "no such folder"]), ("void", ["void", "no config.json"]),
     pytest.param(".", ["no config.json"])], ids=repr)
 def test_missing_checkpoint(name, parts, capsys):
@@ -360,8 +379,14 @@ def test_missing_checkpoint(name, parts, capsys):
 
 
 def test_checkpoint_killed_between_its_renames(trained, capsys):
-    shutil.copytree(trained, "run"); os.rename("run/best", "run/.best.old"); shutil.rmtree("run/last")
-    generate(["--checkpoint_path", "run", "--max_new_tokens", "2"])
+    "The former model lies aside: it speaks as before, and who reads changes nothing"
+    shutil.copytree(trained, "run"); shutil.rmtree("run/last")
+    words = ["--checkpoint_path", "run", "--max_new_tokens", "12", "--seed", "3"]
+    expected = succeeds(generate, words, capsys).out
+    os.rename("run/best", set_aside(Path("run/best")))
+    before = tree("run")
+    assert succeeds(generate, words, capsys).out == expected != ""
+    assert tree("run") == before
 
 
 # the folder of a run
@@ -414,16 +439,16 @@ def disk(here):
 
 def test_full_disk_while_preparing(disk, monkeypatch, capsys):
     put("text.txt"); prepare(["text.txt", "--out", "disk/tokens"])
-    untouched(prepare, ["sample", "--out", "disk/tokens"], capsys, "disk/tokens", "need about", "MB free", "--out")
+    untouched(prepare, ["sample", "--out", "disk/tokens", "--replace"], capsys, "disk/tokens", "need about", "MB free", "--out")
     monkeypatch.setattr(data_module, "check_space", lambda *args: None)                    # as if another program filled the disk meanwhile
-    untouched(prepare, ["sample", "--out", "disk/tokens"], capsys, "disk/tokens", "could not be written")
+    untouched(prepare, ["sample", "--out", "disk/tokens", "--replace"], capsys, "disk/tokens", "could not be written")
     assert os.listdir("disk") == ["tokens"]
 
 
 def test_full_disk_while_saving_a_tokenizer(disk, capsys):
     _, resize = disk; resize("60k")
     put("text.txt"); tokenizer(["text.txt", "--out", "disk/made"])
-    untouched(tokenizer, ["sample", "--kind", "bpe", "--vocab_size", "5000", "--out", "disk/made"], capsys, "disk/made", "could not be written")
+    untouched(tokenizer, ["sample", "--kind", "bpe", "--vocab_size", "5000", "--out", "disk/made", "--replace"], capsys, "disk/made", "could not be written")
 
 
 def test_full_disk_while_training(disk, capsys):
@@ -438,15 +463,22 @@ def test_full_disk_while_training(disk, capsys):
 
 @contextmanager
 def full(monkeypatch, name):
-    "Every text that goes into a file of this name, or of a temporary form of it, is cut off by a full disk"
-    write = Path.write_text
-    def write_text(self, text, *args, **kwargs):
-        if name not in self.name: return write(self, text, *args, **kwargs)
-        write(self, text[:9])
+    "Every file whose name holds `name` is cut off by a full disk; in the end at least one must have been"
+    opened, cut, open_file, force = {}, [], os.open, os.fsync
+    def noted_open(path, *args, **kwargs):
+        descriptor = open_file(path, *args, **kwargs)
+        opened[descriptor] = Path(os.fsdecode(path))
+        return descriptor
+    def fsync(descriptor):
+        path = opened.get(descriptor, Path())
+        if name not in path.name or not path.is_file(): return force(descriptor)
+        cut.append(path)
+        os.truncate(path, 9)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", write_text)
+        patch.setattr(os, "open", noted_open); patch.setattr(os, "fsync", fsync)
         yield
+    assert cut, f"nothing was written to a file named {name}"
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "state.json"])
@@ -463,8 +495,10 @@ def test_full_disk_keeps_what_was_saved(name, monkeypatch, capsys):
 
 
 def test_full_disk_at_the_start_of_a_run(monkeypatch, capsys):
-    with full(monkeypatch, "config.yml"), suppress(SystemExit): train(RUN)
+    with full(monkeypatch, "config.yml"): refuses(train, RUN, capsys, "run", "could not be written", "No space left")
+    assert not list(Path(".").rglob("*.tmp*")) and not list(Path(".").rglob("config.yml"))
     train(RUN)
+    assert saved_steps("run") == [30]
 
 
 def test_full_disk_keeps_the_log(monkeypatch, capsys):
@@ -472,7 +506,7 @@ def test_full_disk_keeps_the_log(monkeypatch, capsys):
     train(run); shutil.rmtree("run/state/step_30")
     events = Path("run/log.jsonl").read_text().splitlines()
     first_half = [e for e in events if json.loads(e)["step"] <= 15]
-    with full(monkeypatch, "log"), suppress(SystemExit): train(run)
+    with full(monkeypatch, "log.jsonl"): refuses(train, run, capsys, "No space left", steps=True)
     assert Path("run/log.jsonl").read_text().splitlines()[:len(first_half)] == first_half
 
 
@@ -483,7 +517,7 @@ def test_no_corpus(capsys):
 def test_full_disk_in_the_log(monkeypatch, capsys):
     usual = Path.open
     def full(self, *args, **kwargs):
-        if self.name == "log.jsonl" and args[:1] == ("a",): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.name == "log.jsonl" and args[:1] == ("ab",): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return usual(self, *args, **kwargs)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
@@ -519,10 +553,10 @@ def test_the_size_that_a_text_supports(kind, data, capsys):
     line = refuses(tokenizer, [data, "--kind", kind, "--vocab_size", "50000"], capsys)
     most = int(line.split("give ")[1].split()[0])
     for n in (most, most - 1):
-        tokenizer([data, "--kind", kind, "--vocab_size", str(n), "--out", "made"])
+        tokenizer([data, "--kind", kind, "--vocab_size", str(n), "--out", "made", "--replace"])
         assert f"{n:,} tokens" in capsys.readouterr().err
     before = tree("made")
-    refuses(tokenizer, [data, "--kind", kind, "--vocab_size", str(most + 1), "--out", "made"], capsys, f"give {most} or less")
+    refuses(tokenizer, [data, "--kind", kind, "--vocab_size", str(most + 1), "--out", "made", "--replace"], capsys, f"give {most} or less")
     assert tree("made") == before
 
 

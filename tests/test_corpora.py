@@ -112,8 +112,10 @@ def test_patterns_and_folders():
     for i, name in enumerate(["tales/a.txt", "tales/more/b.jsonl.gz", "tales/c.doc"]): write(name, [f"number {i}"])
     assert load_corpus("tales").text == load_corpus("tales/**/*.*z").text.join(["number 0\n", ""]) == "number 0\nnumber 1"
     with pytest.raises(NeoxError, match="no file matches this pattern"): load_corpus("tales/*.parquet")
-    write("tales/train.txt"); write("tales/valid.txt")
+    write("tales/train.txt")
     assert load_corpus("tales").parts == []                                                # a.txt says nothing of parts, so there is no division
+    write("tales/valid.txt", STORIES[:9])
+    with pytest.raises(NeoxError, match="kept from training"): load_corpus("tales")        # but valid.txt may not be trained on
     assert load_corpus("tales/[tv]*.txt").parts == ["train", "valid"]
 
 
@@ -180,12 +182,14 @@ def test_tokenizer_without_an_end(capsys):
     from tokenizers import Tokenizer, models, pre_tokenizers
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[])); backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.save("t.json"); write("a.jsonl")
-    refuses(prepare, ["a.jsonl", "--tokenizer_path", "t.json"], capsys, "60 documents", "no <|endoftext|>")
+    refuses(prepare, ["a.jsonl", "--tokenizer_path", "t.json"], capsys, "60 documents", "no end-of-text token")
+
+
+LAUNCH = "from shakespeare_neox.data import neox_prepare_main as m; m()"
 
 
 def launch(*words, **kwargs):
-    code = "import sys; from shakespeare_neox.data import neox_prepare_main as m; m()"
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+    return subprocess.Popen([sys.executable, "-c", LAUNCH, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
 def test_workers_give_the_same_file():
@@ -199,17 +203,20 @@ def test_workers_give_the_same_file():
 
 
 def test_killed_while_preparing():
-    "SIGKILL at any instant leaves the former folder, or the new one, never a half one"
+    "SIGKILL at any instant of the writing leaves the former folder, never a half one, and nothing in the way of the next"
     Path("a.txt").write_text(load_corpus("sample").text*60)
     assert launch("sample", "--out", "out").wait() == 0
-    former = tree("out"); killed = 0
-    for wait in (0.2, 0.3, 0.5, 0.7, 0.9):
-        p = launch("a.txt", "--out", "out"); time.sleep(wait)
-        if p.poll() is None: killed += 1
-        p.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM); p.wait()
-        assert tree("out") == former or TokenFile("out/train.bin").n_tokens > 5_000_000
-        if tree("out") != former: break
-    assert killed
+    former = tree("out")
+    for share in (0.0, 0.2, 0.5, 0.8):                                       # of the ids that are written
+        process = launch("a.txt", "--out", "out", "--replace")
+        def written(): return max((p.stat().st_size for p in Path(".").glob(f".out.{process.pid}-*/train.bin")), default=-1)
+        start = time.monotonic()
+        while written() <= share*2*7_500_000 and process.poll() is None: assert time.monotonic() - start < 120
+        process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+        assert process.wait() not in (0, 2), "the kill came too late: " + process.stderr.read()
+        assert tree("out") == former
+    assert launch("a.txt", "--out", "out", "--replace").wait() == 0
+    assert TokenFile("out/train.bin").n_tokens > 5_000_000
 
 
 @pytest.mark.slow
@@ -239,7 +246,9 @@ def test_plain_files(capsys):
     succeeds(prepare, ["d.jsonl", "--plain", "e.jsonl"], capsys)
     assert json.loads(Path("e.jsonl").read_text()) == dict(instruction="Why?", context="", response="So.", category="qa", text="Why?\n\nSo.")
     refuses(prepare, ["a.jsonl", "--plain", "b.doc"], capsys, "b.doc", ".txt or .jsonl")
-    before = tree("."); refuses(prepare, ["a.jsonl", "--plain", "nowhere/b.txt"], capsys, "nowhere/b.txt", "could not be written"); assert tree(".") == before
+    succeeds(prepare, ["a.jsonl", "--plain", "nowhere/b.txt"], capsys)
+    assert Path("nowhere/b.txt").read_bytes() == Path("b.txt").read_bytes()
+    before = tree("."); refuses(prepare, ["a.jsonl", "--plain", "b.txt/c.txt"], capsys, "b.txt/c.txt", "could not be written"); assert tree(".") == before
 
 
 @have("wikitext2", "dolly")
@@ -256,14 +265,16 @@ def test_plain_wikitext_and_dolly(capsys):
 
 def test_two_tokenizers(capsys):
     text = load_corpus("sample").text
+    Path("more.txt").write_text(text[::-1])
     for name, kind in dict(letters="char", pairs="bpe").items():
         Path(name).mkdir(); train_tokenizer(text, kind, 300).save(name)
         succeeds(prepare, ["sample", "--tokenizer_path", name, "--out", f"{name}-tokens"], capsys)
-    lists = ["train_data_paths=[letters-tokens/train.bin, pairs-tokens/train.bin]", "valid_data_paths=[letters-tokens/valid.bin]", "data_path=null", "vocab_file=null"]
+    succeeds(prepare, ["more.txt", "--tokenizer_path", "letters", "--out", "more-tokens"], capsys)
+    lists = ["train_data_paths=[letters-tokens/train.bin, pairs-tokens/train.bin]", "valid_data_paths=[letters-tokens/valid.bin]", "data_path=", "vocab_file="]
     refuses(train, ["quickstart", *TINY, *lists], capsys, "pairs-tokens/train.bin", "made by another tokenizer")
     mixed = ["train_data_paths=[letters-tokens/train.bin, sample]", *lists[1:]]
     refuses(train, ["quickstart", *TINY, *mixed], capsys, "sample", "a corpus among token files")
-    joined = ["train_data_paths=[letters-tokens/train.bin, letters-tokens/valid.bin]", *lists[1:]]
+    joined = ["train_data_paths=[letters-tokens/train.bin, more-tokens/train.bin]", *lists[1:]]
     assert "best" in succeeds(train, ["quickstart", *TINY, *joined, "train_iters=2"], capsys).out
 
 

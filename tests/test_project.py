@@ -1,5 +1,5 @@
 "The project around the library: recipes, links, notebooks, README, pins, the sample and the wheel. Needs a clone."
-import ast, importlib, importlib.util, json, re, shutil, subprocess, sys, zipfile
+import ast, importlib, importlib.metadata, importlib.util, io, json, os, re, shutil, subprocess, sys, tokenize, zipfile
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -66,17 +66,72 @@ def test_modules_are_floors_without_nbdev(path):
         if isinstance(node, ast.ImportFrom) and node.level: assert FLOORS[node.module] < FLOORS[path.stem]
 
 
+def parameters(function):
+    "Name and last line of each parameter of a function, but self"
+    given = function.args
+    positional = [*given.posonlyargs, *given.args]
+    defaults = [None]*(len(positional) - len(given.defaults)) + given.defaults
+    pairs = [*zip(positional, defaults), *zip(given.kwonlyargs, given.kw_defaults)]
+    pairs += [(rest, None) for rest in (given.vararg, given.kwarg) if rest]
+    return [(arg.arg, (default or arg).end_lineno) for arg, default in pairs if arg.arg != "self"]
+
+
+def uncommented(text, public):
+    "Public functions and classes without a docstring, and parameters without a comment of their own"
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT and re.search(r"\w", t.string)}
+    found = []
+    for node in ast.parse(text).body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public:
+            continue
+        if not ast.get_docstring(node):
+            found.append(node.name)
+        inside = node.body if isinstance(node, ast.ClassDef) else []
+        made_by = [n for n in inside if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        for function in made_by if isinstance(node, ast.ClassDef) else [node]:
+            lines = [line for _, line in parameters(function)]
+            for name, line in parameters(function):
+                own = lines.count(line) == 1 and line in comments and line < function.body[0].lineno
+                if not own:
+                    found.append(f"{node.name}.{name}")
+    return found
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_docments(path):
-    "Every argument of every public function has its comment, and every public function and class its docstring"
-    lines = path.read_text(encoding="utf-8").splitlines()
+    "Every parameter of every public function, and of what makes a public class, has its own comment; functions and classes have docstrings"
     public = importlib.import_module(f"shakespeare_neox.{path.stem}").__all__
-    for node in ast.parse("\n".join(lines)).body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public: continue
-        assert ast.get_docstring(node), f"{node.name} has no docstring"
-        if isinstance(node, ast.ClassDef): continue
-        args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
-        assert not [a.arg for a in args if a and "#" not in lines[a.end_lineno - 1]], node.name
+    assert not uncommented(path.read_text(encoding="utf-8"), public)
+
+
+FUNCTION = 'def f(\n    a: int, # one\n    b: str = "#", # two\n    *rest, # the others\n    key: dict = {}, # three\n    **more, # all else\n):\n    "What it does"\n'
+PLANTED = {
+    "no comment": (FUNCTION.replace("int, # one", "int,"), ["f.a"]),
+    "a hash in a default alone": (FUNCTION.replace(' # two', ''), ["f.b"]),
+    "an empty comment": (FUNCTION.replace("# one", "#"), ["f.a"]),
+    "a comment of signs alone": (FUNCTION.replace("# one", "# -"), ["f.a"]),
+    "one comment for two": (FUNCTION.replace(" # one\n   ", ""), ["f.a", "f.b"]),
+    "a comment above": (FUNCTION.replace("a: int, # one", "# one\n    a: int,"), ["f.a"]),
+    "rest": (FUNCTION.replace(" # the others", ""), ["f.rest"]),
+    "a keyword": (FUNCTION.replace(" # three", ""), ["f.key"]),
+    "more": (FUNCTION.replace(" # all else", ""), ["f.more"]),
+    "on the line of def": ('def f(a, b): # what it does\n    "What it does"\n', ["f.a", "f.b"]),
+    "the comment of the body": ('def f(a): return a # one\n', ["f", "f.a"]),
+    "no docstring": (FUNCTION.replace('"What it does"', "return 1"), ["f"]),
+    "a class": ('class f:\n    "What it is"\n    def __init__(self,\n        a, # one\n        b=dict(\n            c=1), \n    ): pass\n', ["f.b"]),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_missing_docments_are_found(fault):
+    text, found = PLANTED[fault]
+    assert uncommented(FUNCTION, ["f"]) == [] and uncommented(text, []) == []
+    assert uncommented(text, ["f"]) == found
+
+
+def test_a_default_of_several_lines():
+    "Its comment stands where it ends"
+    assert uncommented('def f(\n    a=dict(\n        b=1), # one\n    c=2, # two\n):\n    "What it does"\n', ["f"]) == []
 
 
 # what .ci/notebooks.py finds: the tree as it is, and one fault at a time in a copy
@@ -152,6 +207,30 @@ def test_a_page_that_was_never_run(plant, tmp_path):
     assert code == 2 and len(lines) == 1 and "tutorials/datasets.ipynb: cell 2 (f()) is the first of a page" in lines[0], lines
 
 
+# a test that hangs
+
+HANGS = {"in Python": "time.sleep(60)", "in C": "sum(range(10**12))"}     # the second hears no signal
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
+@pytest.mark.parametrize("where", HANGS)
+def test_a_test_that_hangs_ends(tmp_path, where):
+    "It fails alone where an exception reaches it; else the run ends and shows the line"
+    if where == "in Python":
+        pytest.importorskip("pytest_timeout")
+    shutil.copy(ROOT/"tests/conftest.py", tmp_path)
+    hangs = f"import time\ndef test_hangs():\n    {HANGS[where]}\ndef test_next(): pass\n"
+    (tmp_path/"test_it.py").write_text(hangs)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"NEOX_TEST_SECONDS": "2"},
+                          capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    if where == "in Python":
+        assert "1 failed, 1 passed" in done.stdout and "FAILED test_it.py::test_hangs" in done.stdout
+    else:
+        assert 'test_it.py", line 3 in test_hangs' in done.stderr
+
+
 # README, pins
 
 def test_readme_is_made_from_the_notebook(monkeypatch):
@@ -168,7 +247,8 @@ def test_readme_is_made_from_the_notebook(monkeypatch):
 def test_readme_begins_with_two_commands():
     fences = re.findall(r"^```sh\n(.*?)^```$", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert all(word in fences[0] for word in ("requirements.txt", "neox_train quickstart", "neox_generate"))
-    assert all(word in fences[1] for word in ("[dev]", "nbdev_test", "pytest"))
+    assert all(word in fences[1] for word in ("[dev]", "pytest"))
+    assert re.search("^OMP_NUM_THREADS=1 nbdev_test$", fences[1], re.M)      # workers with two threads each fight for two cores
 
 
 def test_version_in_one_place():
@@ -188,7 +268,54 @@ def test_pins_satisfy_the_ranges():
     for key in ("requirements", "datasets_requirements", "dev_requirements"):
         for wanted in map(requirements.Requirement, ini()[key].split()):
             assert wanted.specifier.contains(pins[name(wanted.name)], prereleases=True), f"{wanted}: pinned {pins[name(wanted.name)]}"
-    assert pins["torch"] == "2.13.0"
+    assert pins["torch"] == "2.13.0" and "python-fasthtml" not in pins
+
+
+def third_party():
+    "Each package that a module imports, wherever it stands, with the modules that do"
+    found = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"shakespeare_neox"}:
+                found.setdefault(name, set()).add(path.stem)
+    return found
+
+
+def test_what_is_imported_is_declared():
+    "Nothing is there only because another package brings it"
+    from packaging.utils import canonicalize_name as name
+    declared = {name(re.match(r"[\w.-]+", r)[0]) for r in ini()["requirements"].split()}
+    brings = importlib.metadata.packages_distributions()
+    undeclared = {module: where for module, where in third_party().items()
+                  if not declared & {name(d) for d in brings.get(module, [module])}}
+    assert undeclared == {}
+    assert "requests" not in declared
+
+
+def test_lower_bounds():
+    "Each requirement has one, and .ci/lowest.py names them as pip takes them"
+    requirements = pytest.importorskip("packaging.requirements")
+    wanted = list(map(requirements.Requirement, ini()["requirements"].split()))
+    done = subprocess.run([sys.executable, ROOT/".ci/lowest.py"], capture_output=True, text=True, check=True)
+    pins = dict(line.split("==") for line in done.stdout.splitlines())
+    assert list(pins) == [w.name for w in wanted]
+    for w in wanted:
+        assert str(w.specifier).count(">=") == 1 and w.specifier.contains(pins[w.name]), w
+        before = re.sub(r"\d+$", lambda last: str(int(last[0]) - 1), pins[w.name])
+        assert not w.specifier.contains(before), f"{w}: allows {before}, which nobody tried"
+    assert pins["torch"] == "2.9.1" and pins["transformers"] == "4.57.1"
+
+
+def test_python_versions():
+    "What the package claims is what CI runs"
+    claimed = {f"3.{v}" for v in re.findall(r"for v in \(([\d, ]+)\)", (ROOT/"setup.py").read_text())[0].split(", ")}
+    run = set(re.findall(r'python(?:-version)?: "(3\.\d+)"', (ROOT/".github/workflows/ci.yml").read_text()))
+    assert ini()["min_python"] in claimed and claimed <= run, (claimed, run)
 
 
 # the sample

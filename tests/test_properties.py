@@ -213,7 +213,7 @@ def test_separated(documents, size):
     assert list(separated((text[i:i+size] for i in range(0, len(text), size)), "<|>")) == documents
 
 
-@given(st.lists(st.integers(0, 99_999), min_size=1), st.integers(0, 10**6))
+@given(st.lists(st.integers(0, 99_999), min_size=1), st.integers(1, 10**6))
 def test_token_file_round_trip(tmp_path_factory, ids, n_bytes):
     path = tmp_path_factory.mktemp("f")/"train.bin"
     np.array(ids, id_type(max(ids) + 1)).tofile(path)
@@ -228,7 +228,7 @@ def test_token_file_round_trip(tmp_path_factory, ids, n_bytes):
 
 # stop strings and streaming
 
-MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=999))
+MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=999, padded_vocab_size=999), special_ids={})
 
 
 def both(tokenizer, ids, stop):
@@ -387,7 +387,7 @@ def test_merge_says_each_override_once(capsys):
 
 
 @given(st.lists(st.text("abc-_", min_size=1, max_size=4), min_size=1, max_size=4),
-       st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans())
+       st.integers(-2**63, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans())
 def test_parse_override(parts, value):
     got = parse_override(f"{'.'.join(parts)}={str(value).lower()}")
     for part in parts:

@@ -83,14 +83,16 @@ def test_pythia_recipe(name, recipe, tmp_path, capsys):
     settings, size = recipe(name), SIZES[name]
     opened = load_config(write(tmp_path/f"{name}.yml", settings, hyphens=name in SMALL or recipe is pythia_2023))
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].endswith(": " + ", ".join(sorted(set(settings) - MODEL_KEYS - TRAIN_KEYS)))
+    within = {f"fp16.{key}" for key in set(settings["fp16"]) - {"enabled", "type"}}
+    assert len(said) == 1 and said[0].endswith(": " + ", ".join(sorted(set(settings) - MODEL_KEYS - TRAIN_KEYS | within)))
     assert {"zero_optimization", "pipe_parallel_size", "distributed_backend", "steps_per_print"} <= set(re.findall(r"\w+", said[0]))
     assert opened.settings == settings and set(opened.model) <= MODEL_KEYS
     c, t, parts = opened.model_config(TOKENIZER), opened.train, count_parameters(opened.model_config(TOKENIZER))
     assert c.padded_vocab_size == size["vocabulary"] and sum(parts.values()) == size["all"]
     assert sum(parts.values()) - parts["embedding"] - parts["head"] == size["inner"]
     assert (c.intermediate_size, c.head_size*c.num_attention_heads) == (4*c.hidden_size, c.hidden_size) and c.rotary_size == c.head_size//4
-    assert (t.rates["lr"], t.min_lr, t.weight_decay, t.train_iters) == (size["lr"], pytest.approx(size["lr"]/10), 0.1, 143000) and t.wants("fp16")
+    assert (t.rates["lr"], t.min_lr, t.weight_decay, t.train_iters) == (size["lr"], pytest.approx(size["lr"]/10), 0.1, 143000)
+    assert (t.wants("fp16"), t.wants("bf16")) == (name != "1B", name == "1B")                             # whose fp16 has type: bfloat16
     if name in LARGE: assert (c.init_method, c.output_layer_init_method) == ("normal", "scaled_normal")      # theirs name none, so the defaults hold
 
 
@@ -119,9 +121,9 @@ def test_reference_of_keys():
     for key, entry in (refused | ignored).items():
         assert 4 <= len(entry["meaning"].split()) <= 14 and "default" in entry, key
     for key, entry in refused.items():
-        assert all(sort_key(key, value, neox) == "ignored" for value in entry["harmless"])
+        assert all(sort_key(key, value) == "ignored" for value in entry["harmless"])
         assert not entry["harmless"] or entry["default"] in entry["harmless"], key
-        with pytest.raises(NeoxError, match=key): sort_key(key, "anything else", neox)
+        with pytest.raises(NeoxError, match=key): sort_key(key, "anything else")
 
 
 NEOX_OPTIMIZERS = ["adam", "onebitadam", "cpu_adam", "cpu_torch_adam", "sm3", "madgrad_wd", "sgd", "lion"]

@@ -1,18 +1,18 @@
 "Runs that are stopped at any instant, kill -9 included, go on to the same bits as a run that was never stopped."
-import itertools, json, os, random, re, shlex, shutil, signal, subprocess, sys, time
+import hashlib, itertools, json, os, random, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
-from shakespeare_neox.base import new_folder, recover
+from shakespeare_neox.base import new_folder, read_folder
 from shakespeare_neox.report import Log
 from shakespeare_neox.train import saved_steps, train
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 TINY = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary", hidden_dropout=0.1, attention_dropout=0.1,
-            data_path="sample", split="90,1,9", train_iters=200, train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=2, precision="fp32",
+            data_path="sample", split="90,1,9", train_iters=400, train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=2, precision="fp32",
             optimizer=dict(type="Muon", params=dict(lr=0.01, adam_lr=3e-3)), average_steps=4, warmup=0.05, lr_decay_style="cosine", eval_interval=14, log_interval=1,
             checkpoint_factor=4, keep_last_n_checkpoints=2, sample_tokens=4, compile="off", seed=7)
 CHANCE = random.SystemRandom()
@@ -80,7 +80,7 @@ def killed(home, name, folder, saves):
     "Starts or goes on with a run and kills it at a random instant; the step that it had said last"
     run, n = Running(home, f"{name}.yml", "--checkpoint_dir", folder), CHANCE.randint(1, 50)
     run.wait_for(lambda: run.steps() >= n)
-    if saves: run.wait_for(lambda: any(p.name.endswith((".tmp", ".old")) for p in [*folder.glob(".*"), *folder.glob("state/.*")]))
+    if saves: run.wait_for(lambda: any(p.name.endswith((".neox-tmp", ".neox-previous")) for p in [*folder.glob(".*"), *folder.glob("state/.*")]))
     else: time.sleep(CHANCE.uniform(0, 0.03))
     assert run.end(signal.SIGKILL) == -signal.SIGKILL, "the kill came too late"
     return run.steps()
@@ -270,16 +270,33 @@ def test_power_fails_while_going_on(short, short_outcome, tmp_path, capsys, ever
     assert broken == []
 
 
-def test_dropped_moments_differ(short, tmp_path):
-    "Going on from an earlier state gives the same bits; without the optimizer's moments it does not"
-    short(tmp_path/"a", keep_last_n_checkpoints=9); expected = outcome(tmp_path/"a")
-    for name in ("same", "dropped"):
-        shutil.copytree(tmp_path/"a", tmp_path/name); shutil.rmtree(tmp_path/name/"state/step_5"); shutil.rmtree(tmp_path/name/"last")
-    file = tmp_path/"dropped/state/step_4/state.safetensors"
-    safetensors.torch.save_file({k: v for k, v in safetensors.torch.load_file(file).items() if not k.startswith("optimizer|")}, file)
-    for name in ("same", "dropped"): short(tmp_path/name, keep_last_n_checkpoints=9)
-    assert outcome(tmp_path/"same") == expected
-    assert outcome(tmp_path/"dropped")["last"] != expected["last"]
+def with_sum(state, change):
+    "Changes the tensors of a saved state, and its sum with them"
+    tensors = safetensors.torch.load_file(state/"state.safetensors")
+    safetensors.torch.save_file(change(tensors), state/"state.safetensors")
+    facts = json.loads((state/"state.json").read_text())
+    facts["sha256"] = hashlib.sha256((state/"state.safetensors").read_bytes()).hexdigest()
+    (state/"state.json").write_text(json.dumps(facts))
+
+
+def test_changed_moments_differ(short, tmp_path, capsys):
+    "Going on from an earlier state gives the same bits; with other moments it does not, and without them it is refused"
+    short(tmp_path/"a", keep_last_n_checkpoints=9)
+    expected = outcome(tmp_path/"a")
+    def zeroed(tensors): return {k: torch.zeros_like(v) if k.startswith("optimizer|") and not k.endswith("step") else v for k, v in tensors.items()}
+    def dropped(tensors): return {k: v for k, v in tensors.items() if not k.startswith("optimizer|")}
+    for name, change in (("same", dict), ("zeroed", zeroed), ("dropped", dropped)):
+        shutil.copytree(tmp_path/"a", tmp_path/name)
+        shutil.rmtree(tmp_path/name/"state/step_5")
+        shutil.rmtree(tmp_path/name/"last")
+        with_sum(tmp_path/name/"state/step_4", change)
+        capsys.readouterr()
+        short(tmp_path/name, keep_last_n_checkpoints=9)
+        said = capsys.readouterr().err
+        assert ("lacks optimizer|" in said) == (name == "dropped")
+        assert f"goes on from step {2 if name == 'dropped' else 4}" in said
+    assert outcome(tmp_path/"same") == outcome(tmp_path/"dropped") == expected
+    assert outcome(tmp_path/"zeroed")["last"] != expected["last"]
 
 
 @posix
@@ -299,10 +316,15 @@ def test_signal_saves(short, short_outcome, tmp_path, number, error, event, at):
 # new_folder
 
 def fill(path, text):
-    with new_folder(path, "a.txt") as tmp: (tmp/"a.txt").write_text(text); (tmp/"b.txt").write_text(text)
+    with new_folder(path, "letters", replace=True) as tmp:
+        (tmp/"a.txt").write_text(text)
+        (tmp/"b.txt").write_text(text)
 
 
-def content(path): return {p.name: p.read_text() for p in path.iterdir()}
+def content(path):
+    "What a reader finds"
+    try: return read_folder(path, lambda folder: {p.name: p.read_text() for p in folder.glob("*.txt")})
+    except FileNotFoundError: return {}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -319,10 +341,11 @@ def test_new_folder_is_whole_or_not_there(before, tmp_path):
                 with Power(n, half=True, fail=lambda: os._exit(9)): fill(path, "new")
             finally: os._exit(0)
         died = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert recover(path) == path and (path.exists() or not before)
-        if path.exists(): assert content(path) in [{"a.txt": t, "b.txt": t} for t in (["old", "new"] if before else ["new"])]
-        seen.add(content(path)["a.txt"] if path.exists() else None)
+        found = content(path)
+        assert found in [{"a.txt": t, "b.txt": t} for t in (["old", "new"] if before else ["new"])] or not found and not before
+        seen.add(found.get("a.txt"))
         fill(path, "last")
-        assert content(path) == {"a.txt": "last", "b.txt": "last"} and [p.name for p in path.parent.iterdir()] == ["model"]
+        assert content(path) == {"a.txt": "last", "b.txt": "last"}
+        assert [p.name for p in path.parent.iterdir() if not p.name.endswith(".neox-tmp")] == ["model"]
         if died == 0: break
     assert n > 5 and seen == ({"old", "new"} if before else {None, "new"})

@@ -113,7 +113,7 @@ def hub_error(
     name: str, # a model or a dataset on the hub
     error: Exception, # what huggingface_hub raised
 ) -> NeoxError: # to be raised
-    "What the hub answered, and how to mend it"
+    "What the hub answered, and how to fix it"
     status, cause = root_cause(error)
     problem = getattr(cause, "strerror", None) or type(cause).__name__
     log_in = "hf auth login (or set HF_TOKEN)"

@@ -42,7 +42,7 @@ setup(
                  *(f"Programming Language :: Python :: 3.{v}" for v in (11, 12, 13)),
                  "Programming Language :: Python :: 3 :: Only", "Operating System :: OS Independent", "Typing :: Typed",
                  "Topic :: Education", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
-    packages=[cfg["lib_path"]], package_data={cfg["lib_path"]: ["py.typed"]}, python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
+    packages=[cfg["lib_path"], cfg["lib_path"] + ".engine"], package_data={cfg["lib_path"]: ["py.typed"]}, python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
     extras_require=extras, entry_points={"console_scripts": cfg["console_scripts"].split(),
                                          "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     cmdclass={"build_py": BuildWithAssets}, zip_safe=False)

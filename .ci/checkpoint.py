@@ -5,12 +5,12 @@ import json, re, shutil, sys, tempfile
 from pathlib import Path
 
 import torch
-from shakespeare_neox.base import MARK
-from shakespeare_neox.checkpoints import SHIPPED, pack
+from shakespeare_neox.engine.base import MARK
+from shakespeare_neox.engine.checkpoints import SHIPPED, pack
 from shakespeare_neox.model import GPTNeoX
-from shakespeare_neox.report import model_card
+from shakespeare_neox.engine.report import model_card
 from shakespeare_neox.tokenizer import load_tokenizer
-from shakespeare_neox.train import train
+from shakespeare_neox.engine.state import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASES = "https://github.com/shakespeare-neox/shakespeare_neox/releases/download"

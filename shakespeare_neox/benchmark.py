@@ -17,13 +17,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from .base import NeoxError, command, reason, say, write_whole
-from .corpora import load_corpus
+from .engine.base import NeoxError, command, reason, say, write_whole
+from .engine.corpora import load_corpus
 from .generate import generate_ids
 from .model import GPTNeoX, ModelConfig, to_hf
-from .recipe import load_config
-from .report import import_matplotlib, write_figure
-from .run import best_precision, has_bf16, score
+from .engine.recipe import load_config
+from .engine.report import import_matplotlib, write_figure
+from .engine.run import best_precision, has_bf16, score
 
 # %% ../nbs/09_benchmark.ipynb #040a43e5
 @dataclass
@@ -164,7 +164,7 @@ def ours(
     if device == "cpu" != best_device():
         env = dict(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true", **env)
     shutil.rmtree(Path(folder)/"run", ignore_errors=True)
-    return watch([sys.executable, "-c", "from shakespeare_neox.train import neox_train_main as m; m()", *words, "--checkpoint_dir", "run"], folder, pattern, **env)
+    return watch([sys.executable, "-c", "from shakespeare_neox.engine.state import neox_train_main as m; m()", *words, "--checkpoint_dir", "run"], folder, pattern, **env)
 
 # %% ../nbs/09_benchmark.ipynb #fd04a204
 def transformers_speed(

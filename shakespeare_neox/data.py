@@ -21,8 +21,8 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Le
 from fastcore.basics import patch
-from .base import LARGEST_JSON, NeoxError, assets, command, new_folder, read_folder, read_json, reason, say, say_once, validate
-from .corpora import Corpus, Counts, load_corpus, write_plain
+from .engine.base import LARGEST_JSON, NeoxError, assets, command, new_folder, read_folder, read_json, reason, say, say_once, validate
+from .engine.corpora import Corpus, Counts, load_corpus, write_plain
 
 # %% ../nbs/00_data.ipynb #df53c695
 def read_split(

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .base import NeoxError, command, nearest, reason, say, set_aside
-from .checkpoints import find_model, shipped
-from .corpora import likely_encoding
+from .engine.base import NeoxError, command, nearest, reason, say, set_aside
+from .engine.checkpoints import find_model, shipped
+from .engine.corpora import likely_encoding
 from .model import (LARGEST, Cache, GPTNeoX, context_start, find_folder, is_there,
                                     known_ids, read_shown)
 from .tokenizer import Tokenizer, load_tokenizer

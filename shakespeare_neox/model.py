@@ -28,7 +28,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from .base import (NeoxError, hub_error, nearest, new_folder, read_folder,
+from .engine.base import (NeoxError, hub_error, nearest, new_folder, read_folder,
                                    read_json, reason, set_aside, validate)
 
 # %% ../nbs/02_model.ipynb #d2c98053
@@ -404,7 +404,7 @@ def head(self: GPTNeoX,
 # %% ../nbs/02_model.ipynb #5a1c0e77
 @patch
 def use_onednn(self: GPTNeoX,
-    taken: bool = True, # what `onednn_is_exact` of 03_run says
+    taken: bool = True, # what `onednn_is_exact` of engine.run says
 ):
     "Tells the attention of each layer whether oneDNN has a CPU's fp32 products"
     for layer in self.gpt_neox.layers: layer.attention.onednn = taken

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from threading import Timer
 
-from .base import NeoxError, command, nearest, new_folder, say, say_once
-from .corpora import load_corpus
+from .engine.base import NeoxError, command, nearest, new_folder, say, say_once
+from .engine.corpora import load_corpus
 from .data import UNIGRAM_SPLIT, Encoder, open_encoder, output_name
 
 # %% ../nbs/01_tokenizer.ipynb #eac5c948

@@ -3,7 +3,7 @@ import os, re, subprocess, sys
 
 import pytest
 import torch
-from shakespeare_neox.checkpoints import shipped
+from shakespeare_neox.engine.checkpoints import shipped
 from shakespeare_neox.model import GPTNeoX
 from shakespeare_neox.tokenizer import load_tokenizer
 
@@ -23,8 +23,8 @@ def test_small_enough_for_the_package():
 @pytest.mark.skipif(not os.environ.get("NEOX_DATA"), reason="needs NEOX_DATA")
 def test_as_good_as_its_card_says():
     "fp16 costs nothing that shows; a model with one layer left out is far off"
-    from shakespeare_neox.run import open_data, score
-    from shakespeare_neox.recipe import load_config
+    from shakespeare_neox.engine.run import open_data, score
+    from shakespeare_neox.engine.recipe import load_config
     files = open_data(load_config("shakespeare_cpu").train)[0]
     said = float(re.search(r"lowest validation loss \| ([\d.]+)", (shipped()/"README.md").read_text(encoding="utf-8"))[1])
     model = GPTNeoX.from_pretrained(shipped())

@@ -7,11 +7,11 @@ import pytest
 from conftest import TINY, refuses, succeeds, tree
 from servers import files                                                      # fixture
 
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.corpora import CORPORA, Corpus, load_corpus, own_files, write_plain
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.corpora import CORPORA, Corpus, load_corpus, own_files, write_plain
 from shakespeare_neox.data import TokenFile, neox_prepare_main as prepare, open_encoder
 from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
-from shakespeare_neox.train import neox_train_main as train
+from shakespeare_neox.engine.state import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
 STORIES = [f"Story {i}. The lamp spoke to the fox, and the fox said: {i*i}." for i in range(60)]
@@ -82,7 +82,7 @@ def test_own_folder_comes_first(monkeypatch):
 
 @pytest.mark.parametrize("fault,words", [("cut", "cut off"), ("wrong", "SHA-256 differs"), (404, "answers 404"), (429, "answers 429"), ("slow", None), ("/other", None)], ids=str)
 def test_download(fault, words, files, monkeypatch, tmp_path, capsys):
-    import dataclasses, hashlib, shakespeare_neox.corpora as corpora
+    import dataclasses, hashlib, shakespeare_neox.engine.corpora as corpora
     body = ("The ink is dry. "*500).encode()
     source = CORPORA["tinyshakespeare"]
     served = dict(source.files[0], url=f"{files.url}/input.txt", sha256=hashlib.sha256(body).hexdigest())
@@ -288,7 +288,7 @@ def test_train_epochs(capsys):
 
 
 def test_extra_save_iters(capsys):
-    from shakespeare_neox.train import saved_steps
+    from shakespeare_neox.engine.state import saved_steps
     succeeds(train, ["quickstart", *TINY, "checkpoint_factor=20", "extra_save_iters=[0, 3, 7]", "keep_last_n_checkpoints=null", "--checkpoint_dir", "run"], capsys)
     assert saved_steps("run") == [0, 3, 7, 20, 30]
 
@@ -303,7 +303,7 @@ def test_activation_checkpointing_changes_nothing(trained, capsys):
 
 def test_twelve_billion_parameters_on_a_laptop(monkeypatch, capsys):
     "Refused before anything is allocated, with an estimate; --force tries"
-    import shakespeare_neox.run as run_module
+    import shakespeare_neox.engine.run as run_module
     large = ["quickstart", "num_layers=36", "hidden_size=5120", "num_attention_heads=40", "seq_length=2048", "max_position_embeddings=2048"]
     monkeypatch.setattr(run_module, "device_bytes", lambda device: 16*2**30)
     start = time.perf_counter()
@@ -315,7 +315,7 @@ def test_twelve_billion_parameters_on_a_laptop(monkeypatch, capsys):
 
 
 def test_report(trained, capsys):
-    from shakespeare_neox.report import neox_report_main as report
+    from shakespeare_neox.engine.report import neox_report_main as report
     import shutil
     shutil.copytree(trained, "run"); Path("run/report.md").unlink(); Path("run/loss.png").unlink()
     assert succeeds(report, ["run"], capsys).out == f"{Path('run/report.md')}\n"
@@ -329,7 +329,7 @@ def test_report(trained, capsys):
 
 
 def test_tune(capsys):
-    from shakespeare_neox.tune import neox_tune_main as tune
+    from shakespeare_neox.engine.tune import neox_tune_main as tune
     out = succeeds(tune, ["quickstart", *[w for w in TINY if "train_iters" not in w], "optimizer.params.lr=1e-3,1e18", "gradient_clipping=0", "train_iters=15", "--checkpoint_dir", "sweep"], capsys)
     page = Path("sweep/tune.md").read_text()
     assert out.out == f"{Path('sweep/tune.md')}\n" and page.index("lr=1e-3") < page.index("lr=1e18") and "the loss became" in page and Path("sweep/tune.png").exists()

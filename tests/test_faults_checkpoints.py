@@ -7,13 +7,13 @@ import torch
 from conftest import TINY, refuses, succeeds, tree
 from safetensors.torch import load_file, save_file
 
-from shakespeare_neox import checkpoints
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.checkpoints import fetch_model, pack, shipped
+from shakespeare_neox.engine import checkpoints
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.checkpoints import fetch_model, pack, shipped
 from shakespeare_neox.generate import find_checkpoint, generate, neox_generate_main, open_checkpoint
 from shakespeare_neox.model import Attention, GPTNeoX, ModelConfig, count_parameters, find_folder, training_bytes
 from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
-from shakespeare_neox.train import neox_train_main
+from shakespeare_neox.engine.state import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
 SIZES = dict(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=50, no_weight_tying=True)
@@ -651,7 +651,7 @@ def test_tokenizer_larger_than_the_embedding(capsys):
 
 def test_newer_precision_setting_of_torch():
     code = "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'; torch.backends.mkldnn.matmul.fp32_precision = 'bf16'\n" \
-           "from shakespeare_neox.checkpoints import shipped; from shakespeare_neox.model import GPTNeoX\n" \
+           "from shakespeare_neox.engine.checkpoints import shipped; from shakespeare_neox.model import GPTNeoX\n" \
            "print(GPTNeoX.from_pretrained(shipped())(torch.tensor([[5]])).shape[-1])"
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"): pytest.skip("an older torch")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -15,9 +15,9 @@ import pytest
 from conftest import refuses, succeeds, tree
 from servers import files  # fixture
 
-import shakespeare_neox.corpora as corpora
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.corpora import Corpus, load_corpus, part_of, write_plain
+import shakespeare_neox.engine.corpora as corpora
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.corpora import Corpus, load_corpus, part_of, write_plain
 from shakespeare_neox.data import neox_prepare_main as prepare
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -707,7 +707,7 @@ def test_one_text_in_both_parts():
 
 def test_texts_given_for_each_part(capsys):
     "What is given for training brings its train part alone; separators stay; the same text in both is refused"
-    from shakespeare_neox.corpora import given_texts
+    from shakespeare_neox.engine.corpora import given_texts
     jsonl("t/train.jsonl", dict(text="one"), dict(text="two"))
     jsonl("t/valid.jsonl", dict(text="three"))
     put("a.txt", "four")
@@ -782,7 +782,7 @@ def test_the_fingerprint_knows_the_parts():
 
 def test_the_fingerprint_of_what_is_encoded():
     "Counts that somebody takes along the way equal those of the first pass"
-    from shakespeare_neox.corpora import Counts
+    from shakespeare_neox.engine.corpora import Counts
     jsonl("a.jsonl", dict(text="one"), dict(text="two\nthree"))
     corpus, counts = load_corpus("a.jsonl"), Counts()
     for _, pieces in corpus.documents():

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from conftest import TINY, tree
 
-from shakespeare_neox import base
-from shakespeare_neox.base import NeoxError
+from shakespeare_neox.engine import base
+from shakespeare_neox.engine.base import NeoxError
 
 pytestmark = pytest.mark.usefixtures("here")
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 root = pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="needs root, to become nobody")
-START = "import sys; sys.argv[0] = '{}'; from shakespeare_neox.base import start; start()"
+START = "import sys; sys.argv[0] = '{}'; from shakespeare_neox.engine.base import start; start()"
 
 
 def words(name, *rest):
@@ -303,7 +303,7 @@ def test_readers_change_nothing_after_a_kill(here):
 
 # locks
 
-HOLD = "import sys, time; from shakespeare_neox.base import locked\nwith locked('lock', 'the run', True): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from shakespeare_neox.engine.base import locked\nwith locked('lock', 'the run', True): print('held', flush=True); time.sleep(60)"
 
 
 def holder():
@@ -422,7 +422,7 @@ def test_a_console_that_lacks_letters(here, encoding):
 
 
 HOMELESS = """import os, sys
-from shakespeare_neox.base import cache_folder, settle_folders
+from shakespeare_neox.engine.base import cache_folder, settle_folders
 os.setuid(54321)
 settle_folders()
 settle_folders()
@@ -512,7 +512,7 @@ def test_a_cache_that_may_only_be_read(made):
         if made:
             (cache/"tokens").mkdir()
         jobs.write_text("""import os, filelock
-from shakespeare_neox.base import cache_folder, command, locked, new_folder
+from shakespeare_neox.engine.base import cache_folder, command, locked, new_folder
 os.setuid(54321)
 def lock(): locked(cache_folder()/"lock", "x", wait=True).__enter__()
 def folder(): new_folder(cache_folder()/"tokens"/"x", "token files").__enter__()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import refuses, succeeds, tree
 
-from shakespeare_neox.base import NeoxError
+from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.generate import (check_range, encode_prompts, find_checkpoint, generate, generate_ids, generate_many, neox_generate_main,
                                        open_checkpoint, pieces, read_prompts, stream)
 from shakespeare_neox.model import GPTNeoX, ModelConfig

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from conftest import refuses, succeeds, tree
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.corpora import Counts, load_corpus
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.corpora import Counts, load_corpus
 from shakespeare_neox.data import TokenFile, TokenWriter, eval_batches, get_batch, neox_prepare_main, open_encoder, prepare, preparation_key, read_split, write_header
 from shakespeare_neox.tokenizer import Tokenizer, load_tokenizer, neox_tokenizer_main, train_tokenizer
 
@@ -550,7 +550,7 @@ def test_what_is_no_text_to_learn_from_is_one_line(text, part, kind):
 def test_unigram_pieces_that_take_long_are_said(monkeypatch, capfd):
     import shakespeare_neox.tokenizer as module
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 10_000))
-    from shakespeare_neox.base import say_once
+    from shakespeare_neox.engine.base import say_once
     for seconds, said in ((0.01, 1), (60, 0)):
         say_once.cache_clear()
         monkeypatch.setattr(module, "PATIENCE", seconds)

@@ -22,12 +22,12 @@ import torch
 from conftest import TINY, refuses, succeeds, tree
 from safetensors.torch import load_file, save_file
 
-import shakespeare_neox.run as run_module
-from shakespeare_neox.base import NeoxError
+import shakespeare_neox.engine.run as run_module
+from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.data import neox_prepare_main as prepare
-from shakespeare_neox.recipe import load_config
-from shakespeare_neox.run import evaluate, make_run, train_step
-from shakespeare_neox.train import neox_train_main, saved_steps, train
+from shakespeare_neox.engine.recipe import load_config
+from shakespeare_neox.engine.run import evaluate, make_run, train_step
+from shakespeare_neox.engine.state import neox_train_main, saved_steps, train
 
 pytestmark = pytest.mark.usefixtures("here")
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and locks")
@@ -35,7 +35,7 @@ RUN = ["quickstart", *TINY, "keep_last_n_checkpoints=9", "--checkpoint_dir", "ru
 TEXT = "MARIAN:\nTo be a printer is to be in debt,\nAnd lead is heavier than any crown.\n\n"*40
 SMALL = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, max_position_embeddings=32, train_iters=8, eval_interval=4,
              checkpoint_factor=4, compile="off", sample_tokens=4, precision="fp32", hidden_dropout=0.0)
-COMMAND = [sys.executable, "-c", "from shakespeare_neox.train import neox_train_main as m; m()"]
+COMMAND = [sys.executable, "-c", "from shakespeare_neox.engine.state import neox_train_main as m; m()"]
 
 
 def small(**settings): return load_config("quickstart", **{**SMALL, **settings})
@@ -256,7 +256,7 @@ def not_a_number(run_step):
 @pytest.mark.parametrize("settings", [dict(), dict(patience=1), dict(eval_interval=100), dict(average_steps=2), dict(checkpoint_epochs=True)], ids=str)
 def test_no_model_that_is_not_finite_is_kept(settings, monkeypatch, capsys):
     "Neither by an evaluation, nor by a state, nor at the end of patience"
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     monkeypatch.setattr(train_module, "train_step", not_a_number(4))
     with pytest.raises(NeoxError, match="is no longer finite|became nan"): train("quickstart", save="run", **{**SMALL, **settings})
     assert saved_steps("run") == [4]
@@ -294,7 +294,7 @@ def test_a_wrong_setting_leaves_no_folder(words, capsys):
 
 
 def test_a_failure_before_the_first_step_leaves_no_folder(monkeypatch, capsys):
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     def fails(run): raise NeoxError("the ink has dried; dip the pen")
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "compile_if_it_pays", fails)
@@ -632,7 +632,7 @@ def test_the_folder_of_a_run_vanishes(kind, capsys):
 
 def test_best_is_removed_while_training(monkeypatch, capsys):
     "The next model is kept, though its score is worse, and log, result and report say what lies there"
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     scores = iter([3.0, 3.5])
     monkeypatch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
     result = train("quickstart", callback=during(4, lambda: shutil.rmtree("run/best")), save="run", **SMALL)
@@ -659,7 +659,7 @@ def test_a_missing_best_of_a_complete_run(monkeypatch, capsys):
     shutil.rmtree("run/best")
     train("quickstart", save="run", **SMALL)
     assert Path("run/best/model.safetensors").read_bytes() == before and "it is written again from the state" in capsys.readouterr().err
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     scores = iter([3.0, 3.5])
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
@@ -670,7 +670,7 @@ def test_a_missing_best_of_a_complete_run(monkeypatch, capsys):
 
 def test_best_is_younger_than_the_state(monkeypatch, capsys):
     "After a kill: until the next evaluation best/ is not what the log says, then both agree, though the second try went worse"
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     class Killed(BaseException): pass
     def kill(): raise Killed
     scores = iter([3.0, 2.0, 3.5])
@@ -816,7 +816,7 @@ def test_a_run_that_ended_before_its_first_state(capsys):
 
 def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
     "Nothing is made in its former place"
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     usual = train_module.evaluate
     def evaluate(run):
         if run.step == 4: os.rename("run", "moved")
@@ -834,7 +834,7 @@ def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
 def test_a_failing_run_cleans_up_before_it_lets_go(monkeypatch, capsys):
     "What the next run writes once the lock is free stays"
     import filelock
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     usual, after = filelock.FileLock.release, []
     def release(self, *args, **kwargs):
         usual(self, *args, **kwargs)
@@ -899,7 +899,7 @@ def test_what_the_tensor_library_refuses_to_write(name, monkeypatch, capsys):
 @pytest.mark.parametrize("kind", FULL)
 def test_full_memory_while_a_sample_is_written(kind, monkeypatch, capsys):
     "A sample is worth no run"
-    import shakespeare_neox.train as train_module
+    import shakespeare_neox.engine.state as train_module
     usual = train_module.sample
     def sample(*args, **kwargs):
         if not seen: seen.append(None); raise FULL[kind]
@@ -970,7 +970,7 @@ def test_sense_in_the_environment(name, value, monkeypatch):
 @pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2, 1.8, 2.4, 3.2])
 def test_interrupted_in_the_first_seconds(seconds, capsys):
     "130, no traceback, and nothing that is in the way of the next command"
-    start = "import sys; sys.argv[0] = 'neox_train'; from shakespeare_neox.base import start; print('up', flush=True); start()"
+    start = "import sys; sys.argv[0] = 'neox_train'; from shakespeare_neox.engine.base import start; print('up', flush=True); start()"
     process = subprocess.Popen([sys.executable, "-c", start, *RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout.readline() == "up\n"                  # until then, Python itself is starting
     time.sleep(seconds)

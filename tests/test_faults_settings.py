@@ -10,11 +10,11 @@ import yaml
 from conftest import TINY, refuses, tree
 from hypothesis import given, settings as tries, strategies as st
 
-from shakespeare_neox.base import NeoxError, assets
+from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.model import ModelConfig
-from shakespeare_neox.recipe import (OWN_KEYS, TrainConfig, load_config, merge, parse_override, read_recipe, read_recipes,
+from shakespeare_neox.engine.recipe import (OWN_KEYS, TrainConfig, load_config, merge, parse_override, read_recipe, read_recipes,
                                      read_yaml, recipe_keys, sort_settings)
-from shakespeare_neox.train import neox_train_main as train
+from shakespeare_neox.engine.state import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
 MODEL = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary")
@@ -32,7 +32,7 @@ def put(name, content):
 
 def write_yaml(settings):
     "As a run writes its config.yml"
-    from shakespeare_neox.recipe import write_yaml
+    from shakespeare_neox.engine.recipe import write_yaml
     return write_yaml(settings)
 
 
@@ -65,7 +65,7 @@ def holds(line, *parts):
     (dict(fp16=dict(enabled=True, type="bfloat16"), bf16=dict(enabled=True)), "bf16"),
     (dict(fp16=dict(enabled=False), bf16=dict(enabled=True)), "bf16")], ids=str)
 def test_half_precision_of_a_block(blocks, meant):
-    from shakespeare_neox.run import pick_precision
+    from shakespeare_neox.engine.run import pick_precision
     train_settings = load_config(recipe(**blocks)).train
     assert [name for name in ("fp16", "bf16") if train_settings.wants(name)] == [meant]*bool(meant)
     if meant:
@@ -418,7 +418,7 @@ def test_sorting_does_not_change_merged_settings():
 
 
 def test_training_does_not_change_a_recipe():
-    from shakespeare_neox.run import make_run
+    from shakespeare_neox.engine.run import make_run
     opened = load_config(recipe(save="run", train_batch_size=4))
     opened.train.train_iters, opened.train.train_epochs = None, 1
     before = copy.deepcopy(opened)

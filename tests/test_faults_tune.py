@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import refuses, succeeds, tree
-from shakespeare_neox import tune as module
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.recipe import load_config
-from shakespeare_neox.tune import RateCurve, find_rate, grid, neox_tune_main, tune
+from shakespeare_neox.engine import tune as module
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.recipe import load_config
+from shakespeare_neox.engine.tune import RateCurve, find_rate, grid, neox_tune_main, tune
 
 TINY = dict(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=16, max_position_embeddings=16, train_iters=3, eval_interval=3,
             log_interval=1, sample_tokens=1, train_micro_batch_size_per_gpu=2, precision="fp32", compile="off", warmup=0.0)

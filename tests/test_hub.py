@@ -4,7 +4,7 @@ import json, shutil
 import pytest, torch
 from servers import hub                                                         # fixture
 
-from shakespeare_neox.corpora import load_corpus
+from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.tokenizer import train_tokenizer
 
 OPEN = """
@@ -70,7 +70,7 @@ def test_datasets_by_name(hub, tmp_path):
     "hf:OWNER/NAME: every readable file, divided as the names say; a folder of it; the same refusals"
     rows = lambda *texts: "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
     hub.repos = {"datasets/owner/plays": {"README.md": b"# plays", "train.jsonl": rows("O", "Romeo"), "test.jsonl": rows("Juliet"), "old/train.jsonl": rows("Nurse"), "cover.png": b"x"}}
-    code = "from shakespeare_neox.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
+    code = "from shakespeare_neox.engine.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
     assert hub.python(code.format("hf:owner/plays")).stdout == "['train', 'valid'] 4 'Nurse\\nJuliet\\nO\\nRomeo'\n"
     assert hub.python(code.format("hf:owner/plays:old")).stdout == "[] 1 'Nurse'\n"
     prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.data import neox_prepare_main as m; m()"
@@ -83,7 +83,7 @@ def test_datasets_by_name(hub, tmp_path):
 def test_what_is_pushed_can_be_fetched(trained, hub, tmp_path):
     "A run is published with its card, opens again by its name, and a refusal is one line"
     shutil.copytree(trained, tmp_path/"run")
-    push = "import sys; sys.argv = ['neox_report', {!r}, '--push_to_hub', 'me/tiny']; from shakespeare_neox.report import neox_report_main as m; m()"
+    push = "import sys; sys.argv = ['neox_report', {!r}, '--push_to_hub', 'me/tiny']; from shakespeare_neox.engine.report import neox_report_main as m; m()"
     done = hub.python(push.format(str(tmp_path/"run")), HF_TOKEN="hf_any")
     assert done.returncode == 0 and done.stdout == f"{hub.url}/me/tiny\n", done.stderr
     made = hub.repos["me/tiny"]

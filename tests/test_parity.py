@@ -3,7 +3,7 @@ import itertools, json
 
 import pytest
 import torch
-from shakespeare_neox.base import NeoxError
+from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.generate import generate, generate_ids, pad_left
 from shakespeare_neox.model import GPTNeoX, ModelConfig
 from shakespeare_neox.tokenizer import train_tokenizer

@@ -27,7 +27,7 @@ def ini():
 
 @pytest.mark.parametrize("path", sorted((ROOT/"configs").glob("*.yml")), ids=lambda p: p.stem)
 def test_recipes(path):
-    from shakespeare_neox.recipe import MODEL_KEYS, OWN_KEYS, TRAIN_KEYS, load_config, read_recipe
+    from shakespeare_neox.engine.recipe import MODEL_KEYS, OWN_KEYS, TRAIN_KEYS, load_config, read_recipe
     neox = json.loads((ROOT/"configs/gpt_neox_keys.json").read_text())
     known = (MODEL_KEYS | TRAIN_KEYS | set(neox["ignored"]) | set(neox["refused"])) - set(OWN_KEYS) - {"padded_vocab_size"}
     if "num_layers" not in read_recipe(path): load_config(*["shakespeare_cpu", "fast"]*("fit_to_text" not in read_recipe(path)), str(path)); return     # what gpt-neox does not know stands in files of their own
@@ -170,8 +170,8 @@ FAULTS = {
     "reference": ("00_data", prose, grow(" as @fig-loss shows"), "Quarto"),
     "merge": ("03_tune", prose, lambda c: c.update(source="`<<<<<<< HEAD`"), "merge"),
     "option": ("04_generate", shown, lambda c: c.update(source="#| fig-cap: Loss\n" + source(c)), "fig-cap"),
-    "later page": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.train import train\n1"), "imports train"),
-    "later module": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox import run\n1"), "imports run"),
+    "later page": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.engine.state import train\n1"), "imports train"),
+    "later module": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.engine import run\n1"), "imports run"),
     "changed": ("00_base", exported, grow("\n# and more"), "base.py: run nbdev_export"),
     "new": ("00_base", exported, lambda c: c.update(id="fffffff0"), "run nbdev_export"),
 }

@@ -8,12 +8,12 @@ import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings, strategies as st
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.corpora import Counts, load_corpus, separated, text_pieces
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
 from shakespeare_neox.data import TokenFile, TokenWriter, by_document, divide, eval_batches, get_batch, id_type, read_split, windows, write_header
 from shakespeare_neox.generate import batches, generate, held_back, stream
 from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
-from shakespeare_neox.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml
+from shakespeare_neox.engine.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("neox")

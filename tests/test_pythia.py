@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
-from shakespeare_neox.base import NeoxError, assets
+from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.data import eval_batches
 from shakespeare_neox.model import GPTNeoX, ModelConfig, activation_function, count_parameters, sample
-from shakespeare_neox.recipe import MODEL_KEYS, TRAIN_KEYS, load_config, parse_override, read_recipe
-from shakespeare_neox.run import evaluate, loss_of, make_run
+from shakespeare_neox.engine.recipe import MODEL_KEYS, TRAIN_KEYS, load_config, parse_override, read_recipe
+from shakespeare_neox.engine.run import evaluate, loss_of, make_run
 
 # The facts of gpt-neox's configs/pythia at ea7aefd (2026-05). Parameters: the table at the end of each Pythia model card for 70M to 12B;
 # for 14M and 31M, which that table leaves out, the tensors of the published checkpoints.
@@ -113,7 +113,7 @@ def test_what_would_change_the_result_is_refused(change, tmp_path):
 
 def test_reference_of_keys():
     "Every key of gpt-neox stands in one place only, with a default and a meaning; harmless values are harmless, others are refused"
-    from shakespeare_neox.recipe import sort_key
+    from shakespeare_neox.engine.recipe import sort_key
     neox = json.loads((assets("configs")/"gpt_neox_keys.json").read_text())
     refused, ignored = neox["refused"], neox["ignored"]
     assert not set(refused) & set(ignored) and not (set(refused) | set(ignored)) & (MODEL_KEYS | TRAIN_KEYS)

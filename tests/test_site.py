@@ -76,15 +76,15 @@ def test_figures_that_are_wide(docs):
 
 
 def test_definition(docs):
-    block = docs.api("shakespeare_neox.base", "nearest")
+    block = docs.api("shakespeare_neox.engine.base", "nearest")
     for part in ("{py:function} nearest(name: str, known: list) -> str", "| `name` | `str` | what was typed |", "base.py#L", "def nearest("): assert part in block, part
 
 
 def test_notes_of_all_parameters(docs):
     "Those behind stars and under a decorator, too; a method without a word is left to the code"
-    assert re.search(r"\| `overrides` \|[ |]+settings that override the recipes \|", docs.api("shakespeare_neox.train", "train"))
+    assert re.search(r"\| `overrides` \|[ |]+settings that override the recipes \|", docs.api("shakespeare_neox.engine.state", "train"))
     assert "| `n_tokens` | `int` | length of the token file |" in docs.api("shakespeare_neox.data", "windows")
-    assert "{py:method} Run.done" not in docs.api("shakespeare_neox.run", "Run")
+    assert "{py:method} Run.done" not in docs.api("shakespeare_neox.engine.run", "Run")
 
 
 def test_code_on_a_narrow_screen(docs):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shakespeare_neox.base import NeoxError, assets
-from shakespeare_neox.corpora import load_corpus
+from shakespeare_neox.engine.base import NeoxError, assets
+from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.tokenizer import load_tokenizer, neox_tokenizer_main, train_tokenizer
 
 SHIPPED = assets("tokenizer")

@@ -23,7 +23,7 @@ SHIPPED = "shakespeare"                           # the model inside the package
 
 def shipped() -> Path: # a model folder
     "The model that comes with the package"
-    return assets("model")/SHIPPED
+    return assets("data")/"models"/SHIPPED
 
 # %% ../../nbs/engine/checkpoints.ipynb #43ca462b
 @dataclass
@@ -35,7 +35,7 @@ class ManifestEntry:
 
 def manifest() -> dict: # name -> ManifestEntry
     "The models that a release has beside the package"
-    path = assets("model")/"manifest.json"
+    path = assets("data")/"models"/"manifest.json"
     if not path.exists(): return {}
     return read_json(path, dict[str, ManifestEntry], "install the package again")
 

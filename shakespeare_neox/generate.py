@@ -24,7 +24,8 @@ from .engine.checkpoints import find_model, shipped
 from .engine.corpora import likely_encoding
 from .model import (LARGEST, Cache, GPTNeoX, context_start, find_folder, is_there,
                                     known_ids, read_shown)
-from .tokenizer import Tokenizer, load_tokenizer
+from .engine.tokens import load_tokenizer
+from .tokenizer import Tokenizer
 
 # %% ../nbs/04_generate.ipynb #15104e9a
 def keep_top_k(

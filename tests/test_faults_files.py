@@ -646,7 +646,7 @@ def test_a_command_replaces_its_own_only_when_told(here, capsys, command):
 
 
 def test_a_model_is_not_saved_over_another(here, trained):
-    from shakespeare_neox.generate import open_checkpoint
+    from shakespeare_neox.engine.checkpoints import open_checkpoint
     model, tokenizer = open_checkpoint(str(trained))
     a_trained_model(here/"theirs", trained)
     before = tree(here)

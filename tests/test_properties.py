@@ -12,7 +12,8 @@ from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
 from shakespeare_neox.data import eval_batches, get_batch, read_split, windows
 from shakespeare_neox.engine.tokens import TokenFile, TokenWriter, by_document, divide, id_type, write_header
-from shakespeare_neox.generate import batches, generate, held_back, stream
+from shakespeare_neox.engine.serve import batches
+from shakespeare_neox.generate import generate, held_back, stream
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.tokenizer import train_tokenizer
 from shakespeare_neox.engine.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml

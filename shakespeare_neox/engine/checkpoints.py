@@ -39,7 +39,7 @@ SHIPPED = "shakespeare"                      # the model inside the package
 
 def shipped() -> Path: # a model folder
     "The model that is bundled with the package"
-    return assets("models")/SHIPPED
+    return assets("data")/"models"/SHIPPED
 
 # %% ../../nbs/engine/checkpoints.ipynb #85d72caf
 Size = Annotated[int, Ge(1), Le(LARGEST)]
@@ -1047,7 +1047,7 @@ class ManifestEntry:
 
 def manifest() -> dict: # name -> ManifestEntry
     "The models that a release has beside the package"
-    path = assets("models")/"manifest.json"
+    path = assets("data")/"models"/"manifest.json"
     if not path.exists():
         return {}
     return read_json(path, dict[str, ManifestEntry], "install the package again")

@@ -24,9 +24,10 @@ from typing import Literal, get_args, get_origin
 import yaml
 from fastcore.basics import patch
 from fastcore.docments import docments
-from .base import NeoxError, assets, nearest, say
+from .base import (NeoxError, assets, check_settings, nearest,
+                                        plain_value, say, shown)
 from .corpora import load_corpus
-from ..model import ModelConfig, check_settings, plain_value, shown
+from ..model import ModelConfig
 from ..optimizer import OPTIMIZERS
 
 # %% ../../nbs/engine/recipe.ipynb #a5c802f6

@@ -284,9 +284,9 @@ class Attention(nn.Module):
         super().__init__()
         C, D, bias = config.hidden_size, config.head_size, config.use_bias_in_attn_linear
         self.layer, self.head_size, self.dropout = layer, D, config.attention_dropout
-        self.sizes = [C, config.num_kv_heads*D, config.num_kv_heads*D]   # rows of q, k, v
+        self.n_heads = [config.num_attention_heads, config.num_kv_heads, config.num_kv_heads]
         self.onednn = False                      # a training on a CPU may set it
-        self.qkv = nn.Linear(C, sum(self.sizes), bias=bias)
+        self.qkv = nn.Linear(C, sum(self.n_heads)*D, bias=bias)
         self.out = nn.Linear(C, C, bias=bias)
         self.out.writes_residual = True
 
@@ -294,10 +294,10 @@ class Attention(nn.Module):
 @patch
 def heads(self: Attention,
     x: torch.Tensor, # (B, T, C) the stream, normed
-) -> list: # queries (B, H, T, D), keys and values (B, H_kv, T, D)
+) -> tuple: # queries (B, H, T, D), keys and values (B, H_kv, T, D)
     "Queries, keys and values, cut into heads"
-    split = self.qkv(x).split(self.sizes, dim=-1)
-    return [part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in split]
+    rows = self.qkv(x).unflatten(-1, (-1, self.head_size))              # (B, T, heads, D)
+    return rows.transpose(1, 2).split(self.n_heads, dim=1)
 
 @patch
 def forward(self: Attention,
@@ -464,13 +464,12 @@ def cache_mask(
     device=None, # of the result
 ) -> torch.Tensor: # (B or 1, 1, T, n_read) bool; None where `attend` needs none
     "A query at position p sees the slots up to p"
-    slots = torch.arange(cache.n_read, device=device)
-    if not isinstance(positions, slice):
-        return slots <= positions[:, None, :, None]
-    start, stop = positions.start, positions.stop
-    if not cache.static and (start == 0 or stop - start == 1):
-        return None
-    return (slots <= torch.arange(start, stop, device=device)[:, None])[None, None]
+    if isinstance(positions, slice):
+        start, stop = positions.start, positions.stop
+        if not cache.static and (start == 0 or stop - start == 1):
+            return None
+        positions = torch.arange(start, stop, device=device)[None]
+    return torch.arange(cache.n_read, device=device) <= positions[:, None, :, None]
 
 # %% ../nbs/02_model.ipynb #0de1001b
 def real_tokens(

@@ -1002,7 +1002,7 @@ def test_a_large_vocabulary_is_weighed_before_it_is_made(monkeypatch, capsys):
     "The size of the vocabulary is known only once the data are open, and counts"
     seen = []
     monkeypatch.setattr(run_module, "device_bytes", lambda device: 4_000_000)
-    monkeypatch.setattr(run_module, "GPTNeoX", lambda config: seen.append(config))
+    monkeypatch.setattr(run_module, "GPT", lambda config: seen.append(config))
     from shakespeare_neox.tokenizer import train_tokenizer
     text = "".join(chr(n) for n in range(0x4E00, 0x4E00 + 20000)) + "\n"
     Path("mine.txt").write_text(text*3)

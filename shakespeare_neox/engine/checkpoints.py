@@ -7,15 +7,14 @@ __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX
            'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'SUMS', 'shipped', 'HFConfig', 'HFRotary', 'NeoXConfig', 'GPT2Config',
            'LlamaConfig', 'Stored', 'Transposed', 'PerHead', 'Separate', 'Family', 'choice_of', 'misfits', 'family_for',
            'special_ids', 'rotary_to_hf', 'to_hf', 'rotary_from_hf', 'check_only', 'settings_from_hf', 'family_of',
-           'from_hf', 'Place', 'on_meta', 'places', 'known_ids', 'check_dtype', 'stored_as', 'packed', 'write_json',
-           'ends', 'as_ids', 'write_model', 'save_model', 'WeightIndex', 'missing_weights', 'weight_files',
-           'open_weights', 'StoredWeight', 'full_name', 'stored_weights', 'check_layers', 'matrix_names',
-           'check_weights', 'check_weight', 'rotary_bytes', 'check_room', 'check_converted', 'WeightReader',
-           'read_weights', 'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation', 'read_model',
-           'not_allowed', 'is_there', 'read_shown', 'hub_name', 'find_folder', 'open_model', 'ManifestEntry',
-           'manifest', 'sha256', 'pack', 'unpack', 'is_whole', 'fetch_model', 'find_model', 'loss_in', 'best_score',
-           'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint',
-           'open_checkpoint']
+           'from_hf', 'Place', 'on_meta', 'places', 'check_dtype', 'stored_as', 'packed', 'write_json', 'ends',
+           'as_ids', 'write_model', 'save_model', 'WeightIndex', 'missing_weights', 'weight_files', 'open_weights',
+           'StoredWeight', 'full_name', 'stored_weights', 'check_layers', 'matrix_names', 'check_weights',
+           'check_weight', 'rotary_bytes', 'check_room', 'check_converted', 'WeightReader', 'read_weights',
+           'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation', 'read_model', 'not_allowed',
+           'is_there', 'read_shown', 'hub_name', 'find_folder', 'open_model', 'ManifestEntry', 'manifest', 'sha256',
+           'pack', 'unpack', 'is_whole', 'fetch_model', 'find_model', 'loss_in', 'best_score', 'saved_at', 'folders_in',
+           'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint', 'open_checkpoint']
 
 # %% ../../nbs/engine/checkpoints.ipynb #880ac689
 import hashlib, json, math, os, re, shutil, stat, time, zipfile
@@ -31,6 +30,7 @@ from shakespeare_neox.engine.base import (NeoxError, assets, cache_folder, hub_e
     nearest, new_file, new_folder, read_folder, read_json, reason, say, set_aside, shown, validate,
     write_whole)
 from .corpora import download
+from ..generate import known_ids
 from ..tokenizer import load_tokenizer
 from ..model import GPT, LARGEST, MOST_LAYERS, ModelConfig, count_parameters
 
@@ -478,20 +478,6 @@ def places(
             theirs = [their.replace("*", str(number)) for their in names]
             found[ours] = Place(theirs, shapes, packing)
     return found
-
-# %% ../../nbs/engine/checkpoints.ipynb #72d50a32
-def known_ids(
-    config: ModelConfig, # of a model
-    tokenizer, # its tokenizer, None if there is none
-) -> int: # ids from 0 to this number stand for something, the rest pads the embedding
-    "How many ids a model may write: as many as its tokenizer has, which may have grown"
-    n = config.vocab_size if tokenizer is None else tokenizer.vocab_size
-    if n > config.padded_vocab_size:
-        raise NeoxError(f"the tokenizer has {n:,} tokens, the model's embedding only "
-                        f"{config.padded_vocab_size:,} rows; "
-                        "take the tokenizer that it was trained with, or enlarge the embedding: "
-                        "resize_token_embeddings in transformers")
-    return n
 
 # %% ../../nbs/engine/checkpoints.ipynb #eed8fda2
 def check_dtype(

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from .model import GPT
+from .model import GPT, parameter_kinds
 
 # %% ../nbs/03_optimizer.ipynb #68c4db0f
 def grouped_parameters(

@@ -29,7 +29,7 @@ def test_as_good_as_its_card_says():
     said = float(re.search(r"lowest validation loss \| ([\d.]+)", (shipped()/"README.md").read_text(encoding="utf-8"))[1])
     model = GPT.from_pretrained(shipped())
     assert abs(score(model, files["valid"], model.config.seq_length, 32) - said) < 0.005
-    del model.gpt_neox["layers"][0]
+    del model.blocks[0]
     assert score(model, files["valid"], model.config.seq_length, 32, n_batches=1) > said + 0.3
 
 

@@ -20,7 +20,8 @@ from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
 from shakespeare_neox.engine.state import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
-SIZES = dict(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=50, no_weight_tying=True)
+SIZES = dict(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=50, no_weight_tying=True, pos_emb="rotary")
+LLAMA = dict(norm="rmsnorm", activation="swiglu", use_bias_in_attn_linear=False, use_bias_in_mlp=False)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -35,8 +36,8 @@ def make(seed=0, **settings):
 def constant(token, **settings):
     "A model whose most likely token is always the same"
     model = make(**settings)
-    model.gpt_neox.final_layer_norm.weight.data.zero_(); model.gpt_neox.final_layer_norm.bias.data.fill_(1)
-    model.embed_out.weight.data.zero_(); model.embed_out.weight.data[token] = 1
+    model.final_norm.weight.data.zero_(); model.final_norm.bias.data.fill_(1)
+    model.head.weight.data.zero_(); model.head.weight.data[token] = 1
     return model
 
 
@@ -256,7 +257,7 @@ def test_weights_that_do_not_fit_are_named(change, parts, folder):
 def test_large_weights_are_numbers(folder):
     "A sum beyond single precision is no fault of the weights"
     weights(folder, lambda w: {**w, HEAD: torch.full_like(w[HEAD], 3e38)})
-    assert GPT.from_pretrained(folder).embed_out.weight.max() == torch.tensor(3e38)
+    assert GPT.from_pretrained(folder).head.weight.max() == torch.tensor(3e38)
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 200, -1])
@@ -279,7 +280,7 @@ def test_tied_with_an_equal_head_is_opened():
     folder = Path("m")
     weights(folder, lambda w: {**w, HEAD: w["gpt_neox.embed_in.weight"].clone()})
     model = GPT.from_pretrained(folder)
-    assert same(model, make(no_weight_tying=False)) and not hasattr(model, "embed_out")
+    assert same(model, make(no_weight_tying=False)) and not hasattr(model, "head")
 
 
 @pytest.mark.parametrize("name", [HEAD, "lm_head.weight"])
@@ -451,7 +452,7 @@ def test_other_precisions(dtype, folder):
     weights(folder, lambda w: {k: v.double()/3 for k, v in w.items()})
     model = GPT.from_pretrained(folder, dtype=dtype)
     stored = load_file(folder/WEIGHTS)
-    assert all(torch.equal(v, stored[k].to(dtype)) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, stored[k].to(dtype)) for k, v in checkpoints.packed(model, dtype).items())
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, None, "float32"], ids=str)
@@ -464,7 +465,7 @@ def test_types_that_weights_cannot_be(dtype, folder):
 
 def test_weights_too_large_for_their_file():
     model = make()
-    model.embed_out.weight.data[3, 3] = 7e4
+    model.head.weight.data[3, 3] = 7e4
     with pytest.raises(NeoxError, match="embed_out.weight.*7e.04.*float16") as error: model.save_pretrained("m", dtype=torch.float16)
     assert one_line(error) and not Path("m").exists()
     model.save_pretrained("m", dtype=torch.bfloat16)
@@ -476,10 +477,11 @@ def test_count_parameters_is_arithmetic():
     assert sum(count_parameters(deep).values()) == 1000*(12*16*16 + 13*16) + 2*16 + 2*128*16
     assert training_bytes(deep, 1) > 16*sum(count_parameters(deep).values())
     assert time.perf_counter() - start < 0.2
-    for settings in (dict(), dict(no_weight_tying=False), dict(use_bias_in_attn_linear=False), dict(use_bias_in_mlp=False), dict(intermediate_size=7)):
+    for settings in (dict(), dict(no_weight_tying=False), dict(use_bias_in_attn_linear=False), dict(use_bias_in_mlp=False), dict(intermediate_size=7),
+                     dict(pos_emb="learned"), dict(use_bias_in_norms=False), LLAMA, LLAMA | dict(num_kv_heads=1, mlp_multiple_of=8)):
         model = make(**settings)
-        names = dict(embed_in="embedding", embed_out="head", norm="norms", attention="attention", mlp="mlp")
-        by_hand = dict.fromkeys(["embedding", "attention", "mlp", "norms", "head"], 0)
+        names = dict(position_embed="positions", embed="embedding", head="head", norm="norms", attention="attention", mlp="mlp")
+        by_hand = dict.fromkeys(["embedding", "positions", "attention", "mlp", "norms", "head"], 0)
         for name, p in model.named_parameters(): by_hand[next(part for key, part in names.items() if key in name)] += p.numel()
         assert count_parameters(model.config) == by_hand
 
@@ -800,14 +802,13 @@ def test_pack_replaces_nothing(lent):
 @pytest.mark.parametrize("content", ["{", "[]", '{"x": {"url": "u"}}', '{"x": {"url": "u", "bytes": 0, "sha256": "%s"}}' % ("0"*64),
                                      '{"x": {"url": "u", "bytes": 5, "sha256": "short"}}'])
 def test_damaged_manifest(content, monkeypatch):
-    Path("manifest.json").write_text(content)
+    Path("models").mkdir()
+    Path("models/manifest.json").write_text(content)
     monkeypatch.setattr(checkpoints, "assets", lambda kind: Path("."))
     with pytest.raises(NeoxError, match="manifest.json") as error: checkpoints.manifest()
     one_line(error)
 
 
 def test_the_bundled_model_to_the_last_bit():
-    import hashlib
-    model = GPT.from_pretrained(shipped())
-    sums = hashlib.sha256(b"".join(v.contiguous().numpy().tobytes() for v in model.state_dict().values())).hexdigest()
-    assert sums == hashlib.sha256(b"".join(load_file(shipped()/WEIGHTS)[k].float().numpy().tobytes() for k in model.state_dict())).hexdigest()
+    packed, stored = checkpoints.packed(GPT.from_pretrained(shipped()), torch.float32), load_file(shipped()/WEIGHTS)
+    assert packed.keys() == stored.keys() and all(torch.equal(packed[name], weight.float()) for name, weight in stored.items())

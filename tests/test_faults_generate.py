@@ -219,8 +219,8 @@ def test_prompt_and_text_are_what_all_ids_give(kind):
 def test_the_command_keeps_the_first_space(capsys):
     tokenizer = words_backend("llama")
     model = writes_words(tokenizer)
-    model.embed_out.weight.data.zero_(); model.embed_out.weight.data[tokenizer.encode("men")[0]] = 1
-    model.gpt_neox.final_layer_norm.weight.data.zero_(); model.gpt_neox.final_layer_norm.bias.data.fill_(1)
+    model.head.weight.data.zero_(); model.head.weight.data[tokenizer.encode("men")[0]] = 1
+    model.final_norm.weight.data.zero_(); model.final_norm.bias.data.fill_(1)
     model.save_pretrained("m", tokenizer)
     words = ["m", "--max_new_tokens", "2", "--temperature", "0", "--prompt", "the king of"]
     assert succeeds(neox_generate_main, words, capsys).out == "the king of men men\n"
@@ -271,7 +271,7 @@ def test_numpys_numbers_are_numbers(small):
 def test_logits_that_are_not_numbers(value, temperature, small):
     model = GPT(small[0].config).eval()
     model.load_state_dict(small[0].state_dict())
-    model.gpt_neox.final_layer_norm.bias.data[0] = value
+    model.final_norm.bias.data[0] = value
     for prompts in ("a", ["a", "M"]):
         with pytest.raises(NeoxError, match="NaN"): generate(model, small[1], prompts, max_new_tokens=2, temperature=temperature)
 

@@ -165,7 +165,7 @@ def test_left_padding_equal(tokenizer, saved):
 def test_padded_ids_suppressed(how, tmp_path):
     "Padded ids made the likeliest of all are still never drawn, by transformers' own generate either"
     model, tokenizer = ours(vocab_size=50, no_weight_tying=True), train_tokenizer("".join(map(chr, range(97, 145))))
-    model.embed_out.weight[50:] *= 30
+    model.head.weight[50:] *= 30
     model.save_pretrained(tmp_path/"m", tokenizer)
     hf, ids = AutoModel.from_pretrained(tmp_path/"m").eval(), torch.tensor([[5, 6, 7]]*4)
     assert hf.generation_config.suppress_tokens == list(range(50, 128))

@@ -193,6 +193,6 @@ def test_first_loss_and_padded_ids(padding, rows):
     ids = torch.randint(65, (8, 65))
     logits = model(ids[:, :-1])
     assert logits.shape[-1] == rows and abs(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) - math.log(rows)) < 0.25
-    model.embed_out.weight[65:] *= 50
+    model.head.weight[65:] *= 50
     drawn = sample(model, [1, 2, 3], 60)
     assert max(drawn) < 65 and (rows == 65 or (model(ids[:, 1:])[:, -1].argmax(-1) >= 65).float().mean() > 0.9)

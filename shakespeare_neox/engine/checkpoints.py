@@ -7,14 +7,15 @@ __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX
            'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'SUMS', 'shipped', 'HFConfig', 'HFRotary', 'NeoXConfig', 'GPT2Config',
            'LlamaConfig', 'Stored', 'Transposed', 'PerHead', 'Separate', 'Family', 'choice_of', 'misfits', 'family_for',
            'special_ids', 'rotary_to_hf', 'to_hf', 'rotary_from_hf', 'check_only', 'settings_from_hf', 'family_of',
-           'from_hf', 'Place', 'on_meta', 'places', 'check_dtype', 'stored_as', 'packed', 'write_json', 'ends',
-           'as_ids', 'write_model', 'save_model', 'WeightIndex', 'missing_weights', 'weight_files', 'open_weights',
-           'StoredWeight', 'full_name', 'stored_weights', 'check_layers', 'matrix_names', 'check_weights',
-           'check_weight', 'rotary_bytes', 'check_room', 'check_converted', 'WeightReader', 'read_weights',
-           'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation', 'read_model', 'not_allowed',
-           'is_there', 'read_shown', 'hub_name', 'find_folder', 'open_model', 'ManifestEntry', 'manifest', 'sha256',
-           'pack', 'unpack', 'is_whole', 'fetch_model', 'find_model', 'loss_in', 'best_score', 'saved_at', 'folders_in',
-           'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint', 'open_checkpoint']
+           'from_hf', 'Place', 'WithoutInit', 'on_meta', 'places', 'check_dtype', 'stored_as', 'packed', 'write_json',
+           'ends', 'as_ids', 'write_model', 'save_model', 'WeightIndex', 'missing_weights', 'weight_files',
+           'open_weights', 'StoredWeight', 'full_name', 'stored_weights', 'check_layers', 'matrix_names',
+           'check_weights', 'check_weight', 'rotary_bytes', 'check_room', 'check_converted', 'WeightReader',
+           'read_weights', 'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation', 'read_model',
+           'not_allowed', 'is_there', 'read_shown', 'hub_name', 'find_folder', 'open_model', 'ManifestEntry',
+           'manifest', 'sha256', 'pack', 'unpack', 'is_whole', 'fetch_model', 'find_model', 'loss_in', 'best_score',
+           'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint',
+           'open_checkpoint']
 
 # %% ../../nbs/engine/checkpoints.ipynb #880ac689
 import hashlib, json, math, os, re, shutil, stat, time, zipfile
@@ -25,13 +26,14 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
+from torch.overrides import TorchFunctionMode
 
 from shakespeare_neox.engine.base import (NeoxError, assets, cache_folder, hub_error, is_ours, locked,
     nearest, new_file, new_folder, read_folder, read_json, reason, say, set_aside, shown, validate,
     write_whole)
 from .corpora import download
 from ..generate import known_ids
-from ..tokenizer import load_tokenizer
+from .tokens import load_tokenizer
 from ..model import GPT, LARGEST, MOST_LAYERS, ModelConfig, count_parameters
 
 # %% ../../nbs/engine/checkpoints.ipynb #7f0dacbe
@@ -450,12 +452,19 @@ class Place:
     shapes: list # of each
     packing: Stored # joins and splits them
 
+class WithoutInit(TorchFunctionMode):
+    "Leaves the weights of fresh modules unset, since others take their place"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
 def on_meta(
     config: ModelConfig, # of any size
 ) -> GPT: # shapes without numbers
     "A model that takes no memory"
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutInit():
             return GPT(config)
     except RuntimeError:
         raise NeoxError("the sizes do not fit into any memory; lower hidden_size, "
@@ -836,20 +845,19 @@ class WeightReader:
 # %% ../../nbs/engine/checkpoints.ipynb #f2a5fe76
 def read_weights(
     family: Family, # of the folder
-    config: ModelConfig, # of the model
+    model: GPT, # whose weights are wanted
     found: dict, # our parameter -> Place, as of `check_weights`
     stored: dict, # where the weights lie, as of `stored_weights`
     folder: Path, # for errors
     dtype, # of the weights
 ) -> dict: # our parameter -> tensor
     "A folder's weights in our names and packing"
-    embedding, head = matrix_names(family)
+    config, (embedding, head) = model.config, matrix_names(family)
     stored = dict(stored)
     if embedding not in stored:
         stored[embedding] = stored.pop(head)
     left_out = {key: not getattr(config, key) for key in family.biased}
-    ours = {name for name, _ in on_meta(config).named_parameters()}
-    weights = {}
+    weights, ours = {}, dict(model.named_parameters())
     with WeightReader(stored, folder, dtype) as read:
         for name, place in found.items():
             weight = place.packing.join([read(theirs) for theirs in place.names], config)
@@ -938,8 +946,8 @@ def read_model(
     stored, generation = stored_weights(family, folder), read_generation(folder, config.vocab_size)
     found = check_weights(family, config, stored, folder)
     check_room(config, dtype, device, folder)
-    weights = read_weights(family, config, found, stored, folder, dtype)
     model = on_meta(config)
+    weights = read_weights(family, model, found, stored, folder, dtype)
     model.load_state_dict(weights, assign=True)
     model.make_tables()
     model.special_ids, model.generation = special, generation

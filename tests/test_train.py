@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from shakespeare_neox.data import Batch, eval_batches, get_batch
-from shakespeare_neox.engine.optimizers import WeightAverage, make_optimizer, moments_of, parameter_groups
+from shakespeare_neox.engine.optimizers import (
+    WeightAverage,
+    make_optimizer,
+    moments_of,
+    parameter_groups,
+)
 from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.train import Callback, Score, Trainer, learning_rate, score, token_losses
 
@@ -77,7 +82,8 @@ def test_goes_on_to_the_same_bits(kind):
     def fresh(n_steps):
         model = small(hidden_dropout=0.0)
         optimizer = make_optimizer(model, kind, dict(lr=0.01))
-        return Trainer(model, optimizer, batches, lambda step: learning_rate(step, 0.01, 8, 0.2), n_steps)
+        def schedule(step): return learning_rate(step, 0.01, 8, 0.2)
+        return Trainer(model, optimizer, batches, schedule, n_steps)
     whole, half, rest = fresh(8), fresh(4), fresh(8)
     whole.fit()
     half.fit()
@@ -129,7 +135,8 @@ def test_a_frozen_part_stays():
     before = copy.deepcopy(model.state_dict())
     for kind in ("adam", "muon"):
         Trainer(model, make_optimizer(model, kind), batches, lambda step: 0.01, 2).fit()
-    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    after = model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert moved == trained
 
@@ -185,7 +192,7 @@ def test_half_precision_is_scored_in_single():
     logits = torch.randn(1, 4, 20)
     row = torch.randint(0, 20, (1, 4))
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        losses, _ = token_losses(lambda ids: logits.to(dtype), Batch(row, row))
+        losses, _ = token_losses(lambda ids, dtype=dtype: logits.to(dtype), Batch(row, row))
         assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 

@@ -13,7 +13,7 @@ from shakespeare_neox.engine.checkpoints import fetch_model, pack, shipped
 from shakespeare_neox.generate import find_checkpoint, generate, neox_generate_main, open_checkpoint
 from shakespeare_neox.model import Attention, GPTNeoX, ModelConfig, count_parameters, find_folder, training_bytes
 from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
-from shakespeare_neox.engine.state import neox_train_main
+from shakespeare_neox.engine.run import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
 SIZES = dict(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=50, no_weight_tying=True)

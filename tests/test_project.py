@@ -170,7 +170,7 @@ FAULTS = {
     "reference": ("00_data", prose, grow(" as @fig-loss shows"), "Quarto"),
     "merge": ("03_tune", prose, lambda c: c.update(source="`<<<<<<< HEAD`"), "merge"),
     "option": ("04_generate", shown, lambda c: c.update(source="#| fig-cap: Loss\n" + source(c)), "fig-cap"),
-    "later page": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.engine.state import train\n1"), "imports train"),
+    "later page": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.engine.run import train\n1"), "imports train"),
     "later module": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.engine import run\n1"), "imports run"),
     "changed": ("00_base", exported, grow("\n# and more"), "base.py: run nbdev_export"),
     "new": ("00_base", exported, lambda c: c.update(id="fffffff0"), "run nbdev_export"),

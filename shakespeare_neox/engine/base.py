@@ -862,7 +862,7 @@ def slow_import():
     finally:
         signal.signal(signal.SIGINT, former or signal.SIG_DFL)
 
-COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="engine.state",
+COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="engine.run",
                 neox_report="engine.report", neox_tune="engine.tune", neox_generate="generate",
                 neox_benchmark="benchmark")           # command -> its module in this package
 

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from shakespeare_neox.engine import checkpoints
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import fetch_model, pack, shipped
-from shakespeare_neox.generate import find_checkpoint, generate, neox_generate_main, open_checkpoint
+from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
+from shakespeare_neox.engine.serve import neox_generate_main
+from shakespeare_neox.generate import generate
 from shakespeare_neox.model import Attention, GPTNeoX, ModelConfig, count_parameters, find_folder, training_bytes
 from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
 from shakespeare_neox.engine.run import neox_train_main

@@ -542,12 +542,12 @@ def test_a_variable_of_another_library(here, variable, value):
 @pytest.mark.parametrize("name, rest", [("tokenizer", ["book.txt", "--out", "a\0b"]), ("tokenizer", ["a\0b"]),
                                         ("data", ["book.txt", "--out", "a\0b"]), ("data", ["book.txt", "--plain", "a\0b.txt"]),
                                         ("train", ["quickstart", "--checkpoint_dir", "a\0b"]), ("report", ["a\0b"]),
-                                        ("generate", ["a\0b"]), ("tune", ["quickstart", "seed=1,2", "--checkpoint_dir", "a\0b"])])
+                                        ("engine.serve", ["a\0b"]), ("tune", ["quickstart", "seed=1,2", "--checkpoint_dir", "a\0b"])])
 def test_a_zero_byte_in_a_name(here, name, rest, capsys):
     import importlib
     (here/"book.txt").write_text("It was a dark and stormy night.\n" * 200)
     module = importlib.import_module(f"shakespeare_neox.{name}")
-    main = getattr(module, f"neox_{dict(data='prepare').get(name, name)}_main")
+    main = getattr(module, f"neox_{dict(data='prepare', **{'engine.serve': 'generate'}).get(name, name.split('.')[-1])}_main")
     with pytest.raises(SystemExit) as stopped:
         main(rest)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("neox_")]
@@ -646,7 +646,7 @@ def test_a_command_replaces_its_own_only_when_told(here, capsys, command):
 
 
 def test_a_model_is_not_saved_over_another(here, trained):
-    from shakespeare_neox.generate import open_checkpoint
+    from shakespeare_neox.engine.checkpoints import open_checkpoint
     model, tokenizer = open_checkpoint(str(trained))
     a_trained_model(here/"theirs", trained)
     before = tree(here)

@@ -18,7 +18,7 @@ with torch.no_grad(): a, b = ours(ids), theirs(ids).logits
 print(json.dumps(dict(files=sorted(p.name for p in folder.iterdir()), dtype=str(a.dtype), size=b.abs().max().item(), difference=(a - b).abs().max().item())))
 """
 GENERATE = "import sys; sys.argv = ['neox_generate', {name!r}, '--prompt', 'O', *'--max_new_tokens 5'.split(), *{more}]; " \
-           "from shakespeare_neox.generate import neox_generate_main; neox_generate_main()"
+           "from shakespeare_neox.engine.serve import neox_generate_main; neox_generate_main()"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings, strategies as st
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
 from shakespeare_neox.data import TokenFile, TokenWriter, by_document, divide, eval_batches, get_batch, id_type, read_split, windows, write_header
-from shakespeare_neox.generate import batches, generate, held_back, stream
+from shakespeare_neox.engine.serve import batches
+from shakespeare_neox.generate import generate, held_back, stream
 from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
 from shakespeare_neox.engine.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml
 

@@ -863,7 +863,7 @@ def slow_import():
         signal.signal(signal.SIGINT, former or signal.SIG_DFL)
 
 COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="engine.run",
-                neox_report="engine.report", neox_tune="engine.tune", neox_generate="generate",
+                neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
                 neox_benchmark="benchmark")           # command -> its module in this package
 
 def start():

@@ -9,7 +9,7 @@ from shakespeare_neox.engine.base import MARK
 from shakespeare_neox.engine.checkpoints import SHIPPED, pack
 from shakespeare_neox.model import GPTNeoX
 from shakespeare_neox.engine.report import model_card
-from shakespeare_neox.tokenizer import load_tokenizer
+from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.engine.run import train
 
 ROOT = Path(__file__).resolve().parent.parent

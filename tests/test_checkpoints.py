@@ -5,7 +5,7 @@ import pytest
 import torch
 from shakespeare_neox.engine.checkpoints import shipped
 from shakespeare_neox.model import GPTNeoX
-from shakespeare_neox.tokenizer import load_tokenizer
+from shakespeare_neox.engine.tokens import load_tokenizer
 
 
 def test_opens_in_transformers():

@@ -11,6 +11,7 @@ from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
 from shakespeare_neox.engine.serve import generate_many, neox_generate_main, read_prompts
 from shakespeare_neox.generate import check_range, encode_prompts, generate, generate_ids, pieces, stream
 from shakespeare_neox.model import GPTNeoX, ModelConfig
+from shakespeare_neox.engine.tokens import adopt
 from shakespeare_neox.tokenizer import Tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -182,7 +183,7 @@ def words_backend(kind):
             backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
             backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=kind)])
     backend.add_special_tokens(["<|endoftext|>"])
-    return Tokenizer(backend, lossy=kind in ("word pieces", "words"))
+    return adopt(backend, lossy=kind in ("word pieces", "words"))
 
 
 def writes_words(tokenizer):

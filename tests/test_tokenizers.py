@@ -6,7 +6,8 @@ import pytest
 
 from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.engine.corpora import load_corpus
-from shakespeare_neox.tokenizer import load_tokenizer, neox_tokenizer_main, train_tokenizer
+from shakespeare_neox.engine.tokens import load_tokenizer, neox_tokenizer_main
+from shakespeare_neox.tokenizer import train_tokenizer
 
 SHIPPED = assets("tokenizer")
 KINDS = dict(characters="characters", bpe="byte-level BPE", unigram="unigram")
@@ -44,7 +45,7 @@ def test_shipped_tokenizers(folder):
 
 def test_unigram_is_the_same_in_every_process():
     "The library adds up in random order: what is left of it after `settle` must be nothing"
-    code = ("from shakespeare_neox.tokenizer import train_tokenizer as t; from shakespeare_neox.data import load_corpus as c; "
+    code = ("from shakespeare_neox.tokenizer import train_tokenizer as t; from shakespeare_neox.engine.corpora import load_corpus as c; "
             "print(t(c('sample').text, 'unigram', 600).fingerprint, t(c('sample').text, 'unigram', 2000).fingerprint)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "TOKENIZERS_PARALLELISM": p}).stdout
             for p in ("true", "true", "false")]

@@ -20,7 +20,7 @@ from .base import (NeoxError, assets, cache_folder, is_ours, locked, new_file,
                                    new_folder, read_json, say, set_aside, write_whole)
 from .corpora import download
 from ..model import GPTNeoX, find_folder, is_there, known_ids, read_shown
-from ..tokenizer import load_tokenizer
+from .tokens import load_tokenizer
 
 # %% ../../nbs/engine/checkpoints.ipynb #43223cd3
 SHIPPED = "shakespeare"                           # the model inside the package

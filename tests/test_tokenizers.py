@@ -35,7 +35,7 @@ def test_shipped_tokenizers(folder):
     from transformers import AutoTokenizer
     t, auto = load_tokenizer(SHIPPED/folder), AutoTokenizer.from_pretrained(SHIPPED/folder)
     assert repr(t) == f"Tokenizer({KINDS[folder]}, {67 if folder == 'characters' else 1024:,} tokens, end of text 0, padding 1)"
-    for text in (VERSE, load_corpus("sample").text, *([ODD] if t.any_text else [])):
+    for text in (VERSE, load_corpus("sample").text, *([ODD] if t.kind != "characters" else [])):
         ids = t.encode(text)
         assert t.decode(ids) == text and not {0, 1} & set(ids)
         if "<|" in text: continue                              # to transformers a spelled-out special token is the token itself

@@ -6,7 +6,7 @@
 __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'LONG_RUN', 'NO_MEMORY', 'LAUNCHED',
            'best_precision', 'has_bf16', 'pick_precision', 'onednn_products', 'onednn_is_exact', 'glibc', 'kept_memory',
            'TorchSettings', 'random_states', 'restore_random', 'compile_model', 'uncompile', 'device_bytes',
-           'used_bytes', 'training_bytes', 'summary', 'check_memory', 'within_memory', 'check_environment',
+           'used_bytes', 'training_bytes', 'memory_line', 'check_memory', 'within_memory', 'check_environment',
            'check_ranks', 'check_launch', 'new_accelerator', 'make_accelerator', 'check_alike', 'talk_group',
            'stop_signal', 'together']
 
@@ -22,8 +22,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from .base import NeoxError, say
+from .checkpoints import rotary_bytes
 from .recipe import TrainConfig
-from ..model import GPTNeoX, ModelConfig, count_parameters, flops_per_token
+from ..model import GPT, ModelConfig, count_parameters
 
 # %% ../../nbs/engine/device.ipynb #a0ee0465
 def best_precision(
@@ -175,7 +176,7 @@ def restore_random(
 LONG_RUN = dict(cpu=4e12, cuda=3e15)
 
 def compile_model(
-    model: GPTNeoX, # compiled in place, its parameters keep their names
+    model: GPT, # compiled in place, its parameters keep their names
     try_out, # a function that runs the model forward and backward once
 ) -> bool: # whether it worked
     "Compiles a model, or says why not"
@@ -191,7 +192,7 @@ def compile_model(
         return False
 
 def uncompile(
-    model: GPTNeoX, # compiled in place, or not
+    model: GPT, # compiled in place, or not
 ):
     "Undoes `model.compile()`, for which torch has no public way"
     model._compiled_call_impl = None
@@ -220,25 +221,19 @@ def training_bytes(
     batch_size: int, # B, windows in one forward pass
 ) -> int: # bytes of weights, gradients, AdamW's moments and activations, in fp32
     "A rough estimate of the memory that training needs"
-    per_layer = 10*config.hidden_size + 2*config.intermediate_size  # of a token, for the backward pass
+    per_layer = 10*config.hidden_size + 2*config.mlp_size  # of a token, for the backward pass
     numbers = config.num_layers*per_layer + 3*config.padded_vocab_size
     activations = batch_size*config.seq_length*numbers
-    rotary = 8*config.max_position_embeddings*config.rotary_size    # cosine and sine
-    return 16*sum(count_parameters(config).values()) + rotary + 4*activations
+    return 16*sum(count_parameters(config).values()) + rotary_bytes(config) + 4*activations
 
 # %% ../../nbs/engine/device.ipynb #d3d3fc61
-def summary(
+def memory_line(
     config: ModelConfig, # of the model
-    batch_size: int = 1, # B, for the memory estimate
-) -> str: # several lines
-    "Parameters by part, work for each token, memory for training"
-    parts = count_parameters(config)
-    mega_flops, mebibytes = flops_per_token(config)/1e6, training_bytes(config, batch_size)/2**20
-    lines = [f"{name:<11}{n:>14,}" for name, n in [*parts.items(), ("all", sum(parts.values()))]]
-    lines += [f"work       {mega_flops:>12,.1f} MFLOP for each token in training",
-              f"memory     {mebibytes:>12,.0f} MiB for training, about, "
-              f"with {batch_size} windows at once"]
-    return "\n".join(lines)
+    batch_size: int = 1, # B, windows in one forward pass
+) -> str: # one line
+    "The memory that training would need, for a person"
+    mebibytes = training_bytes(config, batch_size)/2**20
+    return f"memory    {mebibytes:>15,.0f} MiB for training, about, with {batch_size} windows at once"
 
 # %% ../../nbs/engine/device.ipynb #decb7763
 def check_memory(

@@ -34,7 +34,7 @@ from .base import (NeoxError, assets, cache_folder, command, is_main, is_ours, l
                                           new_folder, read_json, reason, say, write_whole)
 from .corpora import Corpus, given_texts, load_corpus
 from .device import (LONG_RUN, TorchSettings, check_alike, check_memory, compile_model,
-                                            kept_memory, make_accelerator, stop_signal, summary, together, uncompile,
+                                            kept_memory, make_accelerator, memory_line, stop_signal, together, uncompile,
                                             used_bytes, within_memory)
 from .recipe import (Recipe, TrainConfig, learning_rate, load_config, merge, parse_override,
                                             read_recipes, sort_settings, window_length)
@@ -43,7 +43,7 @@ from .report import (Board, Log, Progress, TrainResult, best_event, first_line, 
 from .state import (Run, check_folder, claim_folder, digest, diverged, held_folder, keep_best,
                                            keep_model, save_state, versions)
 from .tokens import TokenFile, load_tokenizer, preparation_key, prepare, write_header
-from ..model import GPTNeoX, flops_per_token, sample
+from ..model import GPT, flops_per_token, sample, summary
 from ..optimizer import Average, make_optimizer
 from ..tokenizer import Tokenizer, train_tokenizer
 
@@ -316,7 +316,7 @@ def make_run(
     settings = TorchSettings(device.type, c.deterministic)
     with settings:
         torch.manual_seed(c.seed)
-        model = GPTNeoX(config).to(device)
+        model = GPT(config).to(device)
         model.use_onednn(settings.onednn)
         model.checkpoint_activations = c.checkpoint_activations
         on_gpu = device.type == "cuda"
@@ -337,7 +337,7 @@ def training_settings(
 
 # %% ../../nbs/engine/run.ipynb #f981e81e
 def loss_of(
-    model: GPTNeoX, # any that gives logits
+    model: GPT, # any that gives logits
     x: torch.Tensor, # (B, T) ids
     y: torch.Tensor, # (B, T) targets, -100 where none counts
 ) -> torch.Tensor: # nats for each token, a scalar
@@ -761,10 +761,10 @@ def dry_run(
         for step in (1, 2, 3):
             float(train_step(run, step)[0])
         minutes = (time.perf_counter() - start)/3*c.train_iters/60
-    return "\n".join([summary(run.config, c.train_micro_batch_size_per_gpu),
-        f"data       {len(run.files['train']):>12,} tokens to train on, {len(run.files['valid']):,} to score",
-        f"run        {tokens:>12,} tokens in {c.train_iters:,} steps, {tokens/len(run.files['train']):.1f} epochs",
-        f"time       {minutes:>12,.1f} minutes, about, on this {run.accelerator.device.type} in {run.precision}, evaluations not counted"])
+    return "\n".join([summary(run.config), memory_line(run.config, c.train_micro_batch_size_per_gpu),
+        f"data      {len(run.files['train']):>15,} tokens to train on, {len(run.files['valid']):,} to score",
+        f"run       {tokens:>15,} tokens in {c.train_iters:,} steps, {tokens/len(run.files['train']):.1f} epochs",
+        f"time      {minutes:>15,.1f} minutes, about, on this {run.accelerator.device.type} in {run.precision}, evaluations not counted"])
 
 # %% ../../nbs/engine/run.ipynb #52c84491
 def neox_train(

@@ -36,7 +36,7 @@ from .base import (MARK, NeoxError, check_replaceable, contents, is_ours, locked
 from .device import TorchSettings
 from .recipe import Recipe, read_recipe, write_yaml
 from .report import first_line, note_in_mark, read_log, run_mark
-from ..model import GPTNeoX, ModelConfig
+from ..model import GPT, ModelConfig
 from ..optimizer import Average, moments_of
 from ..tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ class Run:
     tokenizer: Tokenizer # of the files
     accelerator: object # accelerate.Accelerator
     settings: TorchSettings # in force while it trains
-    model: GPTNeoX # on its device
+    model: GPT # on its device
     optimizer: object # prepared by accelerate
     average: Average # of the weights, None if the recipe asks for none
     precision: str # "fp32", "fp16" or "bfloat16"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, succeeds, tree
 
-from shakespeare_neox.data import neox_prepare_main
+from shakespeare_neox.engine.tokens import neox_prepare_main
 from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.state import neox_train_main
 

@@ -10,8 +10,9 @@ from shakespeare_neox.tokenizer import train_tokenizer
 OPEN = """
 import json, torch
 from transformers import GPTNeoXForCausalLM
-from shakespeare_neox.model import GPTNeoX, find_folder
-ours, folder = GPTNeoX.from_pretrained("owner/tiny"), find_folder("owner/tiny")
+from shakespeare_neox.model import GPT
+from shakespeare_neox.engine.checkpoints import find_folder
+ours, folder = GPT.from_pretrained("owner/tiny"), find_folder("owner/tiny")
 theirs = GPTNeoXForCausalLM.from_pretrained("owner/tiny", dtype=torch.float32).eval()
 ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
 with torch.no_grad(): a, b = ours(ids), theirs(ids).logits
@@ -73,7 +74,7 @@ def test_datasets_by_name(hub, tmp_path):
     code = "from shakespeare_neox.engine.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
     assert hub.python(code.format("hf:owner/plays")).stdout == "['train', 'valid'] 4 'Nurse\\nJuliet\\nO\\nRomeo'\n"
     assert hub.python(code.format("hf:owner/plays:old")).stdout == "[] 1 'Nurse'\n"
-    prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.data import neox_prepare_main as m; m()"
+    prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.engine.tokens import neox_prepare_main as m; m()"
     for status, words in {401: "needs a login", 404: "no such repository", 429: "asks to wait"}.items():
         hub.faults = {"datasets/owner/other": status}; hub.repos["datasets/owner/other"] = {"a.txt": b"a"}
         done = hub.python(prepare.format("hf:owner/other"))

@@ -8,8 +8,8 @@ __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'L
            'TorchSettings', 'random_states', 'restore_random', 'compile_model', 'run_tokenizer', 'check_alphabet',
            'digest_of_version', 'digest', 'check_apart', 'cached_tokens', 'cached_or_made', 'token_files',
            'open_cached', 'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached',
-           'device_bytes', 'used_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator',
-           'settle_batch', 'steps_of', 'check_alike', 'resident_ids', 'first_character', 'make_run',
+           'device_bytes', 'used_bytes', 'training_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch',
+           'make_accelerator', 'settle_batch', 'steps_of', 'check_alike', 'resident_ids', 'first_character', 'make_run',
            'training_settings', 'loss_of', 'batch', 'gradient_norm', 'backward', 'within_memory', 'halve',
            'forget_gradients', 'train_step', 'move_weights', 'score', 'summed_loss', 'evaluate']
 
@@ -35,11 +35,13 @@ import torch
 import torch.nn.functional as F
 from .base import NeoxError, assets, cache_folder, is_ours, locked, new_folder, read_json, reason, say, write_whole
 from .corpora import Corpus, given_texts, load_corpus
-from ..data import TokenFile, batch_starts, eval_batches, get_batch, preparation_key, prepare, windows, write_header
-from ..model import GPTNeoX, ModelConfig, count_parameters, training_bytes
+from ..data import batch_starts, eval_batches, get_batch, windows
+from .checkpoints import rotary_bytes
+from ..model import GPT, ModelConfig, count_parameters
 from ..optimizer import Average, make_optimizer
 from .recipe import Recipe, TrainConfig, learning_rate, window_length
-from ..tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from .tokens import TokenFile, load_tokenizer, preparation_key, prepare, write_header
+from ..tokenizer import Tokenizer, train_tokenizer
 
 # %% ../../nbs/engine/run.ipynb #a0ee0465
 def best_precision(
@@ -183,7 +185,7 @@ def restore_random(
 LONG_RUN = dict(cpu=4e12, cuda=3e15)    # floating point operations from which compiling pays, about a minute of work; used in engine.state
 
 def compile_model(
-    model: GPTNeoX, # compiled in place, its parameters keep their names
+    model: GPT, # compiled in place, its parameters keep their names
     try_out, # a function that runs the model forward and backward once
 ) -> bool: # whether it worked
     "Compiles a model, or says why not"
@@ -219,7 +221,7 @@ def check_alphabet(
     lacking = []
     for character in sorted(corpus.counts.alphabet):
         try:
-            tokenizer.check(character)
+            tokenizer.encode(character)
         except NeoxError:
             lacking.append(character)
     if not lacking:
@@ -429,6 +431,18 @@ def used_bytes(
     import psutil
     return psutil.Process().memory_info().rss
 
+# %% ../../nbs/engine/run.ipynb #fa13b002
+def training_bytes(
+    config: ModelConfig, # sizes
+    batch_size: int, # B, windows in one forward pass
+) -> int: # bytes of weights, gradients, AdamW's moments and activations, in single precision
+    "A rough estimate of the memory that training needs"
+    per_layer = 10*config.hidden_size + 2*config.mlp_size           # kept for each token
+    per_token = config.num_layers*per_layer + 3*config.padded_vocab_size
+    activations = batch_size*config.seq_length*per_token
+    return 16*sum(count_parameters(config).values()) + rotary_bytes(config) + 4*activations
+
+
 # %% ../../nbs/engine/run.ipynb #decb7763
 def check_memory(
     config: ModelConfig, # of the model
@@ -455,7 +469,7 @@ class Run:
     tokenizer: Tokenizer # of the files
     accelerator: object # accelerate.Accelerator
     settings: TorchSettings # in force while it trains
-    model: GPTNeoX # on its device
+    model: GPT # on its device
     optimizer: object # prepared by accelerate
     average: Average # of the weights, None if the recipe asks for none
     precision: str # "fp32", "fp16" or "bfloat16"
@@ -619,11 +633,11 @@ def make_run(
     config = recipe.model_config(tokenizer.vocab_size)
     if not force:
         check_memory(config, c, device.type, sharing)                      # a large vocabulary is found here
-    get_batch(files["train"], c.seed, 0, 1, config.seq_length)             # too short a text is found here
+    get_batch(files["train"].ids, c.seed, 0, 1, config.seq_length)         # too short a text is found here
     if len(files["valid"]) < 2:
         raise NeoxError("the validation text has 1 token, too short to score; give more text or another split")
     try:
-        tokenizer.check(c.sample_prompt)
+        tokenizer.encode(c.sample_prompt)
     except NeoxError as e:
         if "sample_prompt" in recipe.settings:
             problem = str(e).rpartition("; ")[0]
@@ -639,7 +653,7 @@ def make_run(
     settings = TorchSettings(device.type, c.deterministic)
     with settings:
         torch.manual_seed(c.seed)
-        model = GPTNeoX(config).to(device)
+        model = GPT(config).to(device)
         model.use_onednn(settings.onednn)
         model.checkpoint_activations = c.checkpoint_activations
         on_gpu = device.type == "cuda"
@@ -660,7 +674,7 @@ def training_settings(
 
 # %% ../../nbs/engine/run.ipynb #f981e81e
 def loss_of(
-    model: GPTNeoX, # any that gives logits
+    model: GPT, # any that gives logits
     x: torch.Tensor, # (B, T) ids
     y: torch.Tensor, # (B, T) targets, -100 where none counts
 ) -> torch.Tensor: # nats for each token, a scalar
@@ -675,9 +689,12 @@ def batch(
 ) -> tuple: # x, y: (B, T) on the device
     "A micro-batch of a run, on its device"
     c, a = run.c, run.accelerator
-    which = (run.files["train"], c.seed, micro_step*a.num_processes + a.process_index, c.train_micro_batch_size_per_gpu, run.config.seq_length)
-    if run.resident is None: return tuple(torch.from_numpy(t).to(a.device) for t in get_batch(*which))
-    places = torch.from_numpy(batch_starts(*which)).to(a.device)[:, None] + torch.arange(run.config.seq_length + 1, device=a.device)
+    ids = run.files["train"].ids
+    which = (c.seed, micro_step*a.num_processes + a.process_index, c.train_micro_batch_size_per_gpu, run.config.seq_length)
+    if run.resident is None:
+        made = get_batch(ids, *which).to(a.device)
+        return made.x, made.y
+    places = torch.from_numpy(batch_starts(len(ids), *which)).to(a.device)[:, None] + torch.arange(run.config.seq_length + 1, device=a.device)
     rows = run.resident[places].long()
     return rows[:, :-1], rows[:, 1:]
 
@@ -784,7 +801,7 @@ def move_weights(
 @torch.no_grad()
 def score(
     model, # any that gives logits
-    tokens: TokenFile, # or anything with `len` and `ids`
+    tokens: TokenFile, # to score, or anything with `ids`
     seq_length: int, # T, tokens in a window
     batch_size: int, # B, windows at once
     n_batches: int = None, # for each process; the whole text if not given
@@ -793,11 +810,11 @@ def score(
     "The loss over a text in order, each token a target once"
     a = accelerator or SimpleNamespace(device="cpu", process_index=0, num_processes=1, autocast=nullcontext)
     total, count = 0.0, 0.0
-    for i, pair in enumerate(eval_batches(tokens, batch_size, seq_length)):
+    for i, made in enumerate(eval_batches(tokens.ids, batch_size, seq_length)):
         if n_batches and i >= n_batches*a.num_processes:
             break
         if i % a.num_processes == a.process_index:                         # another process scores the others
-            x, y = (torch.from_numpy(t) for t in pair)
+            x, y = made.x, made.y
             with a.autocast():
                 total += summed_loss(model, x, y, a.device)
             count += int((y >= 0).sum())

@@ -2,6 +2,8 @@
 from .engine.base import *
 from .engine.checkpoints import *
 from .engine.corpora import *
+from .engine.device import *
+from .engine.optimizers import *
 from .engine.recipe import *
 from .engine.report import *
 from .engine.run import *
@@ -15,3 +17,4 @@ from .generate import *
 from .model import *
 from .optimizer import *
 from .tokenizer import *
+from .train import *

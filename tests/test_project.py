@@ -140,6 +140,7 @@ FORBIDDEN = {
     "checkpoints at the top": ("generate", "from .engine.checkpoints import opened", "generate.py: line 1 imports engine.checkpoints"),
     "another module where a model is opened": ("generate", OPENS.format(".engine.tokens"), "generate.py: line 3 imports engine.tokens"),
     "a late lesson in the engine": ("engine.tokens", "from ..finetune import f", "engine/tokens.py: line 1 imports finetune: the engine takes"),
+    "a lesson below the lessons": ("engine.base", "def f():\n    from ..data import windows", "engine/base.py: line 2 imports data: lessons stand on this page"),
     "nbdev": ("engine.base", "def f():\n    import nbdev.export", "engine/base.py: line 2 imports nbdev.export"),
     "a circle": ("engine.base", "from . import tokens", "imports itself: data -> engine.base -> engine.tokens -> tokenizer -> data"),
 }

@@ -183,6 +183,7 @@ class Family:
     activations: dict # the class's name -> our `activation` and `bias_gelu_fusion`
     weights: dict # our layer -> how it is stored
     only: dict # other keys of config.json -> the only value that opens
+    default_end: int = None # id of the end of text that the class takes where none was chosen
 
 PLAIN = dict(relu=("relu", False), silu=("silu", False), swish=("silu", False),
              relu2=("relu2", False), gelu=("gelu", False))
@@ -231,7 +232,8 @@ GPT2 = Family("gpt2", "GPT2LMHeadModel", GPT2Config,
         "blocks.*.mlp.up": Transposed("transformer.h.*.mlp.c_fc"),
         "blocks.*.mlp.down": Transposed("transformer.h.*.mlp.c_proj"),
         "final_norm": Stored("transformer.ln_f"),
-        "head": Stored("lm_head")})
+        "head": Stored("lm_head")},
+    default_end=50256)
 
 # %% ../../nbs/engine/checkpoints.ipynb #5a57d829
 LLAMA = Family("llama", "LlamaForCausalLM", LlamaConfig,
@@ -894,12 +896,17 @@ class GenerationConfig:
 def read_special_ids(
     folder: Path, # a model folder
     n_rows: int, # of its embedding
+    default: int = None, # an end of text that nobody chose; it is left out where it is no id
 ) -> dict: # as of `special_ids`; an end of text may be a list of them
     "The special ids that a folder names, in generation_config.json or, in older ones, config.json"
     names = [name for name in ("generation_config.json", "config.json") if (folder/name).exists()]
     special = dict.fromkeys([field.name for field in fields(GenerationConfig)])
     for name in names:
         read = read_json(folder/name, GenerationConfig, "copy the checkpoint again")
+        unchosen = default is not None and default >= n_rows
+        for key in special:
+            if unchosen and getattr(read, key) == default:
+                setattr(read, key, None)
         for end in as_ids(read.eos_token_id):
             if not 0 <= end < n_rows:
                 raise NeoxError(f"{folder/name}: eos_token_id: {shown(end)} is no id of this "
@@ -942,7 +949,7 @@ def read_model(
     hf = read_json(folder/"config.json", advice="copy or train the checkpoint again")
     config = from_hf(hf, folder/"config.json")
     family = family_of(hf, folder/"config.json")
-    special = read_special_ids(folder, config.padded_vocab_size)
+    special = read_special_ids(folder, config.padded_vocab_size, family.default_end)
     stored, generation = stored_weights(family, folder), read_generation(folder, config.vocab_size)
     found = check_weights(family, config, stored, folder)
     check_room(config, dtype, device, folder)

@@ -12,7 +12,7 @@ from shakespeare_neox.engine.corpora import CORPORA, Corpus, load_corpus, own_fi
 from shakespeare_neox.engine.tokens import TokenFile, neox_prepare_main as prepare
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.tokenizer import train_tokenizer
-from shakespeare_neox.engine.state import neox_train_main as train
+from shakespeare_neox.engine.run import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
 STORIES = [f"Story {i}. The lamp spoke to the fox, and the fox said: {i*i}." for i in range(60)]
@@ -304,13 +304,13 @@ def test_activation_checkpointing_changes_nothing(trained, capsys):
 
 def test_twelve_billion_parameters_on_a_laptop(monkeypatch, capsys):
     "Refused before anything is allocated, with an estimate; --force tries"
-    import shakespeare_neox.engine.run as run_module
+    import shakespeare_neox.engine.device as device_module
     large = ["quickstart", "num_layers=36", "hidden_size=5120", "num_attention_heads=40", "seq_length=2048", "max_position_embeddings=2048"]
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 16*2**30)
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 16*2**30)
     start = time.perf_counter()
     line = refuses(train, large, capsys, "training this model needs about", "17 GB", "--force")
     assert int(line.split("needs about ")[1].split(" GB")[0]) > 180 and time.perf_counter() - start < 20 and not Path("runs").exists()
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 1000)
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 1000)
     refuses(train, ["quickstart", *TINY], capsys, "--force")
     assert "best" in succeeds(train, ["quickstart", *TINY, "--force"], capsys).out
 

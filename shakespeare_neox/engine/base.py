@@ -10,9 +10,10 @@ __all__ = ['STALE', 'REUSED', 'MARK', 'WHOLE_SUM', 'N_PIECES', 'LARGEST_JSON', '
            'remove_stale', 'write_whole', 'new_file', 'remove_empty', 'contents', 'digest_of', 'changed_files',
            'read_mark', 'is_ours', 'check_replaceable', 'set_aside', 'discard', 'swap', 'finish_folder', 'new_folder',
            'keep_own', 'version', 'read_folder', 'owner_of', 'unlocked', 'locked', 'checker', 'validate',
-           'without_twins', 'read_json', 'checked_pieces', 'text_lines', 'short_words', 'first_change', 'OneLineParser',
-           'flags', 'make_parser', 'tell_launcher', 'settle_streams', 'settle_folders', 'silence_output', 'parsed',
-           'line_of', 'command', 'slow_import', 'start']
+           'without_twins', 'read_json', 'checked_pieces', 'text_lines', 'short_words', 'first_change', 'shown',
+           'plain_dict', 'plain_value', 'wrong_type', 'check_settings', 'OneLineParser', 'flags', 'make_parser',
+           'tell_launcher', 'settle_streams', 'settle_folders', 'silence_output', 'parsed', 'line_of', 'command',
+           'slow_import', 'start']
 
 # %% ../../nbs/engine/base.ipynb #ca02cb69
 import argparse
@@ -21,6 +22,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import re
 import secrets
@@ -33,9 +35,10 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from fastcore.docments import docments
 
@@ -764,6 +767,99 @@ def first_change(
     around = slice(max(at - 20, 0), at + 20)
     return f"{what} at character {start + at:,}: {text[around]!r} becomes {back[around]!r}"
 
+# %% ../../nbs/engine/base.ipynb #d2c98053
+def shown(
+    value, # of a setting
+) -> str: # on one line, at most about eighty characters
+    "A value as an error shows it"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+def plain_dict(
+    value: dict, # of settings
+    name: str, # of the block, for the error
+) -> dict: # keys with underscores, plain values
+    "A block of settings as a recipe's file holds it"
+    strange = [key for key in value if not isinstance(key, str)]
+    if strange:
+        raise NeoxError(f"{name}: the key {shown(strange[0])} is not text; give keys such as lr")
+    plain = {key.replace("-", "_"): plain_value(inner, f"{name}.{key}")
+             for key, inner in value.items()}
+    if len(plain) < len(value):
+        raise NeoxError(f"{name}: a key is given with - and with _; keep one of them")
+    return plain
+
+# %% ../../nbs/engine/base.ipynb #5e77a002
+def plain_value(
+    value, # given in Python or read from a file
+    name: str, # of the setting, for the error
+): # text, a number, a truth value, None, or a list or dict of these
+    "A setting as a recipe's file holds it: no paths, no NumPy, no tensors"
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return plain_dict(value, name)
+    if isinstance(value, (list, tuple)):
+        return [plain_value(inner, name) for inner in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if "\0" in value:
+            raise NeoxError(f"{name}: {shown(value)} holds a zero byte; remove it")
+        return str.__str__(value)
+    if isinstance(value, int):
+        if not -2**63 <= value < 2**63:
+            raise NeoxError(f"{name}: {shown(value)}, more than 64; give a smaller number")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise NeoxError(f"{name}: {value} is not a finite number; give one")
+        return float(value)
+    raise NeoxError(f"{name}: {shown(value)} is a {type(value).__name__}; "
+                    "give text, a number, true or false, or a list of these")
+
+# %% ../../nbs/engine/base.ipynb #1397ceb3
+def wrong_type(
+    value, # as it was given
+    kind: type, # that the setting takes
+) -> str: # the end of an error
+    "What a setting takes, and how to write it where that can be guessed"
+    zeros = kind in (int, float) and re.fullmatch("([-+]?)0+([1-9][0-9]*)", str(value))
+    advice = ""
+    if kind is list and isinstance(value, str) and len(value) < 80:
+        advice = f", such as [{value}]"
+    elif zeros:
+        advice = f", and no zeros before it: write {''.join(zeros.groups())}"
+    return (f"{shown(value)} is a {type(value).__name__}; "
+            f"this setting takes {kind.__name__}{advice}")
+
+# %% ../../nbs/engine/base.ipynb #5e77a005
+def check_settings(
+    settings, # a dataclass; its annotations are the types and the choices
+    prefix: str = "", # of the names in errors: the block that the settings stand in, and a dot
+):
+    "Raises an error that names the first setting of a wrong type or an unknown choice"
+    for field in fields(settings):
+        name, kind, value = prefix + field.name, field.type, getattr(settings, field.name)
+        if value is None and field.default is None:
+            continue
+        value = plain_value(value, name)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                known = nearest(str(value)[:80], map(str, get_args(kind)))
+                raise NeoxError(f"{name}: {shown(value)} is not available{known}")
+        elif kind is float and type(value) is int:
+            value = float(value)
+        elif type(value) is not kind:
+            raise NeoxError(f"{name}: {wrong_type(value, kind)}")
+        elif value == "":
+            raise NeoxError(f"{name} is empty; give at least one character, or leave it out")
+        setattr(settings, field.name, value)
+
 # %% ../../nbs/engine/base.ipynb #15037922
 class OneLineParser(argparse.ArgumentParser):
     "An argument parser whose errors are one line"
@@ -949,7 +1045,7 @@ def slow_import():
     finally:
         signal.signal(signal.SIGINT, former or signal.SIG_DFL)
 
-COMMANDS = dict(neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.state",
+COMMANDS = dict(neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run",
                 neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
                 neox_benchmark="benchmark")           # command -> its module in this package
 

@@ -240,21 +240,22 @@ def show_surprise(
 # %% ../../nbs/engine/show.ipynb #b08dce36
 def attention_modules(
     model, # GPT
-) -> list: # one for each layer
-    "The attention of each layer"
-    return [block.attention for block in model.gpt_neox.layers]
+) -> list: # one module for each block
+    "The attention of each block, from the bottom up"
+    return [block.attention for block in model.blocks]
 
-# %% ../../nbs/engine/show.ipynb #cad0f05a
+# %% ../../nbs/engine/show.ipynb #7bf86434
 def queries_and_keys(
-    attention, # a layer's module
+    attention, # a block's module
     x: torch.Tensor, # (B, T, C) its input
-    rotary: tuple, # cosine and sine
+    rotary: tuple = None, # cosine and sine of the positions, if the model rotates
+    *context, # what the module takes besides
 ) -> tuple: # (B, H, T, D) each
-    "Queries and keys as the module computes them"
-    B, T, C = x.shape
-    qkv = attention.query_key_value(x).view(B, T, -1, 3*attention.head_size).transpose(1, 2)
-    q, k, _ = qkv.chunk(3, dim=-1)
-    return rotate(q, *rotary), rotate(k, *rotary)
+    "Queries and keys as the module computes them; a shared key stands once for each query head"
+    q, k, _ = attention.heads(x)
+    if rotary is not None:
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+    return q, k.repeat_interleave(q.shape[1]//k.shape[1], dim=1)
 
 # %% ../../nbs/engine/show.ipynb #b4fec47c
 def attention_weights(
@@ -265,13 +266,13 @@ def attention_weights(
     "The attention weights of a layer"
     check_ids(model, ids)
     kept = []
-    def listen(module, args, kwargs):
-        q, k = queries_and_keys(module, *args[:2])
+    def listen(module, args):
+        q, k = queries_and_keys(module, *args)
         scores = (q @ k.transpose(-2, -1)).float()/math.sqrt(q.shape[-1])
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         kept.append(scores.masked_fill(later, -torch.inf).softmax(-1)[0].cpu())
     attention = attention_modules(model)[layer]
-    handle = attention.register_forward_pre_hook(listen, with_kwargs=True)
+    handle = attention.register_forward_pre_hook(listen)
     try:
         with evaluating(model):
             model(torch.tensor([ids], device=next(model.parameters()).device))
@@ -442,7 +443,7 @@ def embedding_rows(
     model, # GPT
 ) -> torch.Tensor: # (V, C)
     "The embedding matrix"
-    return model.gpt_neox.embed_in.weight.detach().float().cpu()
+    return model.embed.weight.detach().float().cpu()
 
 # %% ../../nbs/engine/show.ipynb #c0d2c788
 def show_embeddings(
@@ -502,7 +503,7 @@ def attention_lines(
 ) -> list: # str
     "What there is to say of a block's attention"
     C, heads = config.hidden_size, config.num_attention_heads
-    shared = getattr(config, "num_kv_heads", None) or heads
+    shared = config.num_kv_heads
     lines = ["attention", f"qkv {C:,} → {(heads + 2*shared)*config.head_size:,}",
              f"{heads} heads of {config.head_size}"]
     if shared < heads:
@@ -516,9 +517,9 @@ def mlp_lines(
     config: ModelConfig, # of the model
 ) -> list: # str
     "What there is to say of a block's MLP"
-    C, wide = config.hidden_size, getattr(config, "mlp_size", config.intermediate_size)
+    C, wide = config.hidden_size, config.mlp_size
     name = ACTIVATIONS[config.activation]
-    up = "up and gate" if name.endswith("GLU") else "up"
+    up = "up and gate" if config.is_gated else "up"
     return ["MLP", f"{up} {C:,} → {wide:,}", name, f"down {wide:,} → {C:,}"]
 
 # %% ../../nbs/engine/show.ipynb #3efa748a

@@ -44,21 +44,13 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from shakespeare_neox.engine.base import (
-    LARGEST_JSON,
-    NeoxError,
-    assets,
-    cache_folder,
-    hub_error,
-    import_extra,
-    nearest,
-    new_file,
-    reason,
-    root_cause,
-    say_once,
-    without_twins,
-    write_whole,
-)
+from .base import LARGEST_JSON, NeoxError, assets, cache_folder, hub_error
+
+# %% ../../nbs/engine/corpora.ipynb #2d14f4a1
+from .base import import_extra, nearest, new_file, reason, root_cause
+
+# %% ../../nbs/engine/corpora.ipynb #2d14f4a2
+from .base import say_once, without_twins, write_whole
 
 # %% ../../nbs/engine/corpora.ipynb #0a06f5de
 UNPACKED_FREELY = 2**26                      # bytes that any compressed file may hold

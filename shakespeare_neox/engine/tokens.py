@@ -29,20 +29,12 @@ from annotated_types import Ge, Le
 from fastcore.basics import patch
 
 from ..data import read_split
-from shakespeare_neox.engine.base import (
-    LARGEST_JSON,
-    NeoxError,
-    assets,
-    command,
-    new_folder,
-    read_folder,
-    read_json,
-    reason,
-    say,
-    say_once,
-)
+from .base import LARGEST_JSON, NeoxError, assets, command, new_folder
 from .corpora import Corpus, load_corpus, write_plain
 from ..tokenizer import UNIGRAM_SPLIT, Tokenizer, train_tokenizer
+
+# %% ../../nbs/engine/tokens.ipynb #c779f4a1
+from .base import read_folder, read_json, reason, say, say_once
 
 # %% ../../nbs/engine/tokens.ipynb #ca60ea2b
 PARTS = ("train", "valid", "test")

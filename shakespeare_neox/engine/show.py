@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
+from ..data import Batch
 from .base import NeoxError, write_whole
 from .report import import_matplotlib
 from ..model import ModelConfig, count_parameters, rotate
+from ..train import token_losses
 
 # %% ../../nbs/engine/show.ipynb #f866ea75
 @dataclass
@@ -182,16 +184,15 @@ def surprise(
     "How little the model expected each token"
     check_ids(model, ids)
     longest = model.config.max_position_embeddings
-    ids = torch.tensor(ids, device=next(model.parameters()).device)
-    nats = torch.full(ids.shape, torch.nan)
+    ids = torch.tensor([ids], device=next(model.parameters()).device)
+    nats = torch.full(ids.shape[1:], torch.nan)
     start, done = 0, 1
-    while done < len(ids):
-        targets = ids[start + 1:start + longest + 1]
+    while done < len(nats):
+        end = min(start + longest + 1, len(nats))
+        batch = Batch(ids[:, start:end - 1], ids[:, start + 1:end])
         with evaluating(model):
-            log_p = model(ids[None, start:start + longest])[0].float().log_softmax(-1)
-        losses = -log_p[:len(targets)].gather(-1, targets[:, None])[:, 0]
-        end = start + 1 + len(targets)
-        nats[done:end] = losses[done - start - 1:].cpu()
+            losses, _ = token_losses(model, batch)
+        nats[done:end] = losses[0, done - start - 1:].float().cpu()
         start, done = start + max(1, longest//2), end
     return nats
 

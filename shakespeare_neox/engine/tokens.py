@@ -7,10 +7,10 @@ __all__ = ['PARTS', 'PREPARE_AGAIN', 'USUAL_NAMES', 'OTHER_ROLES', 'LISTS', 'LAR
            'GPT4_SPLIT', 'SHORT_ENDINGS', 'SAFE_SPLITS', 'neox_prepare_main', 'neox_tokenizer_main', 'changed',
            'by_position', 'by_document', 'divide', 'TokenHeader', 'id_type', 'write_header', 'check_header',
            'check_stored_ids', 'TokenFile', 'token_text', 'special_tokens', 'without_missing', 'switch_off', 'adopt',
-           'check_tokenizer_file', 'read_beside', 'read_tokenizer', 'load_tokenizer', 'starts_words', 'flat',
-           'is_character_table', 'word_starts', 'SplitPoints', 'TokenWriter', 'counted', 'preparation_key', 'sample_of',
-           'check_space', 'tell_template', 'check_documents', 'prepare', 'output_name', 'set_workers', 'neox_prepare',
-           'neox_tokenizer']
+           'check_tokenizer_file', 'read_beside', 'read_tokenizer', 'load_tokenizer', 'switched_on', 'starts_words',
+           'flat', 'is_character_table', 'word_starts', 'SplitPoints', 'TokenWriter', 'counted', 'preparation_key',
+           'sample_of', 'check_space', 'tell_template', 'check_documents', 'prepare', 'output_name', 'set_workers',
+           'neox_prepare', 'neox_tokenizer']
 
 # %% ../../nbs/engine/tokens.ipynb #c779785f
 import hashlib
@@ -369,6 +369,39 @@ def load_tokenizer(
         return read_tokenizer((folder if found == as_given else found)/name, lossy)
 
     return read_folder(folder, read)
+
+# %% ../../nbs/engine/tokens.ipynb #a6542415
+@patch
+def encode_many(self: Tokenizer,
+    texts: list, # each as for `encode`
+    starts: list = None, # where each begins in the whole text, for the error
+) -> list: # ids of each
+    "Ids of many texts on all cores, each decoded again and compared"
+    try:
+        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [each.ids for each in encoded]
+    except Exception:                           # one of them: which?
+        return [self.encode(text, n) for text, n in zip(texts, starts or [0]*len(texts))]
+    back = texts if self.lossy else self.backend.decode_batch(ids, skip_special_tokens=False)
+    for each in zip(texts, ids, back, starts or [0]*len(texts)):
+        self.compare(*each)
+    return ids
+
+def switched_on(
+    part: dict, # of a tokenizer.json
+) -> dict: # the same without what is off
+    "What two versions of a library write alike"
+    return {key: value for key, value in part.items() if value is not None and value is not False}
+
+@patch(as_prop=True)
+def fingerprint(self: Tokenizer) -> str: # SHA-256
+    "Names all that decides the ids of a text"
+    if "_fingerprint" not in vars(self):
+        spec = json.loads(self.backend.to_str(), object_hook=switched_on)
+        parts = [spec.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")]
+        made_of = json.dumps([parts, self.eot_id], sort_keys=True)
+        self._fingerprint = hashlib.sha256(made_of.encode()).hexdigest()
+    return self._fingerprint
 
 # %% ../../nbs/engine/tokens.ipynb #bdc516c8
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

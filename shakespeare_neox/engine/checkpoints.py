@@ -17,8 +17,16 @@ __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX
            'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint',
            'open_checkpoint']
 
-# %% ../../nbs/engine/checkpoints.ipynb #880ac689
-import hashlib, json, math, os, re, shutil, stat, time, zipfile
+# %% ../../nbs/engine/checkpoints.ipynb #b4f3f1ea
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import time
+import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,12 +36,15 @@ import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
 from torch.overrides import TorchFunctionMode
 
-from .base import (NeoxError, assets, cache_folder, hub_error, is_ours,
-                                          locked, nearest, new_file, new_folder, read_folder, read_json,
-                                          reason, say, set_aside, shown, validate, write_whole)
+# %% ../../nbs/engine/checkpoints.ipynb #8d958e77
+# isort: off
+from .base import NeoxError, assets, cache_folder, hub_error, is_ours
+from .base import locked, nearest, new_file, new_folder, read_folder
+from .base import read_json, reason, say, set_aside, shown, validate
+from .base import write_whole
 from .corpora import download
-from ..generate import known_ids
 from .tokens import load_tokenizer
+from ..generate import known_ids
 from ..model import GPT, LARGEST, MOST_LAYERS, ModelConfig, count_parameters
 
 # %% ../../nbs/engine/checkpoints.ipynb #7f0dacbe

@@ -159,8 +159,11 @@ class Stored:
 # %% ../../nbs/engine/checkpoints.ipynb #c957db8a
 class Transposed(Stored):
     "A matrix stored with its inputs first, as GPT-2's Conv1D does"
-    def join(self, parts, config): return parts[0].t()
-    def split(self, ours, config): return [ours.t()]
+    def join(self, parts, config):
+        return parts[0].t()
+
+    def split(self, ours, config):
+        return [ours.t()]
 
 # %% ../../nbs/engine/checkpoints.ipynb #c55d3d66
 class PerHead(Stored):
@@ -176,7 +179,8 @@ class PerHead(Stored):
 # %% ../../nbs/engine/checkpoints.ipynb #143e1b3c
 class Separate(Stored):
     "Queries, keys and values in matrices of their own, as in LLaMA"
-    def join(self, parts, config): return torch.cat(parts)
+    def join(self, parts, config):
+        return torch.cat(parts)
 
     def split(self, ours, config):
         n_keys = (config.num_kv_heads or config.num_attention_heads)*config.head_size
@@ -862,7 +866,8 @@ class WeightReader:
         self.handles = {file: self.opened.enter_context(open_weights(file)) for file in files}
         return self
 
-    def __exit__(self, *error): self.opened.close()
+    def __exit__(self, *error):
+        self.opened.close()
 
     def __call__(self,
         name: str, # in its family's spelling

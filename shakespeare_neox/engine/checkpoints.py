@@ -879,7 +879,7 @@ class WeightReader:
             raise NeoxError(f"{self.folder}: {name} holds values that are not numbers (NaN or "
                             "infinite), its weights are damaged; take an earlier checkpoint or "
                             "train it again")
-        converted = tensor.to(self.dtype)
+        converted = tensor.to(self.dtype, copy=True)         # not the file's own bytes
         if tensor.dtype != self.dtype:
             check_converted(tensor, converted, f"{self.folder}: {name}")
         return converted
@@ -904,7 +904,7 @@ def read_weights(
         for name, place in found.items():
             weight = place.packing.join([read(theirs) for theirs in place.names], config)
             if name in ours:
-                weights[name] = weight.clone(memory_format=torch.contiguous_format)
+                weights[name] = weight.contiguous()
             elif weight.any():
                 key = " or ".join(key for key, out in left_out.items() if out)
                 raise NeoxError(f"{folder}: config.json says that there are no such biases, but "

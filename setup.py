@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-ASSETS = {"configs": ["*.yml", "*.json", "accelerate/*.yaml"], "data": ["*.txt", "*.json"], "tokenizer": ["*.json", "*/*.json"], "model": ["*.json", "*/*"]}  # folder of the clone -> what ships
+ASSETS = {"configs": ["*.yml", "*.json", "accelerate/*.yaml"], "data": ["*.txt", "*.json", "models/*.json", "models/*/*"],
+          "tokenizer": ["*.json", "*/*.json"]}  # folder of the clone -> what ships
 
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import TINY, refuses, succeeds, tree
 
-import shakespeare_neox.data as data_module
+import shakespeare_neox.engine.tokens as data_module
 import shakespeare_neox.engine.run as run_module
 from shakespeare_neox.engine.base import NeoxError, set_aside
-from shakespeare_neox.data import neox_prepare_main as prepare
-from shakespeare_neox.generate import neox_generate_main as generate
+from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
+from shakespeare_neox.engine.serve import neox_generate_main as generate
 from shakespeare_neox.engine.recipe import load_config
-from shakespeare_neox.tokenizer import neox_tokenizer_main as tokenizer
+from shakespeare_neox.engine.tokens import neox_tokenizer_main as tokenizer
 from shakespeare_neox.engine.state import neox_train_main as train, saved_steps
 
 pytestmark = pytest.mark.usefixtures("here")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from shakespeare_neox.engine.checkpoints import shipped
 from shakespeare_neox.model import GPTNeoX
-from shakespeare_neox.tokenizer import load_tokenizer
+from shakespeare_neox.engine.tokens import load_tokenizer
 
 
 def test_opens_in_transformers():
@@ -37,7 +37,7 @@ def test_speaks_without_a_network(tmp_path):
     "In a process that may not open a connection, in an empty folder"
     (tmp_path/"sitecustomize.py").write_text("import socket\ndef no(*args): raise OSError('no network')\nsocket.socket.connect = socket.create_connection = no\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]), "NEOX_CACHE": str(tmp_path/"cache"), "HF_HOME": str(tmp_path/"hf")}
-    words = [sys.executable, "-c", "from shakespeare_neox.generate import neox_generate_main as m; m()", "--prompt", "ROMEO:", "--max_new_tokens", "120"]
+    words = [sys.executable, "-c", "from shakespeare_neox.engine.serve import neox_generate_main as m; m()", "--prompt", "ROMEO:", "--max_new_tokens", "120"]
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ROMEO:") and len(done.stdout) > 100 and "the model that came along" in done.stderr

@@ -9,8 +9,9 @@ from servers import files                                                      #
 
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import CORPORA, Corpus, load_corpus, own_files, write_plain
-from shakespeare_neox.data import TokenFile, neox_prepare_main as prepare, open_encoder
-from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
+from shakespeare_neox.engine.tokens import TokenFile, neox_prepare_main as prepare
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.tokenizer import train_tokenizer
 from shakespeare_neox.engine.state import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -185,7 +186,7 @@ def test_tokenizer_without_an_end(capsys):
     refuses(prepare, ["a.jsonl", "--tokenizer_path", "t.json"], capsys, "60 documents", "no end-of-text token")
 
 
-LAUNCH = "from shakespeare_neox.data import neox_prepare_main as m; m()"
+LAUNCH = "from shakespeare_neox.engine.tokens import neox_prepare_main as m; m()"
 
 
 def launch(*words, **kwargs):
@@ -222,7 +223,7 @@ def test_killed_while_preparing():
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text():
     "From 10 to 200 MB of text, as one line, anonymous memory grows by at most 50 MB; ids equal those of the whole, where that fits"
-    script = ("import sys, threading, time\nfrom shakespeare_neox.data import neox_prepare_main\npeak, going = 0, True\n"
+    script = ("import sys, threading, time\nfrom shakespeare_neox.engine.tokens import neox_prepare_main\npeak, going = 0, True\n"
               "def watch():\n    global peak\n    while going:\n        peak = max(peak, next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))); time.sleep(.01)\n"
               "t = threading.Thread(target=watch); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)")
     if not Path("/proc/self/status").exists(): pytest.skip("needs Linux")

@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 from shakespeare_neox.engine import checkpoints
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import fetch_model, pack, shipped
-from shakespeare_neox.generate import find_checkpoint, generate, neox_generate_main, open_checkpoint
+from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
+from shakespeare_neox.engine.serve import neox_generate_main
+from shakespeare_neox.generate import generate
 from shakespeare_neox.model import Attention, GPTNeoX, ModelConfig, count_parameters, find_folder, training_bytes
-from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.tokenizer import train_tokenizer
 from shakespeare_neox.engine.state import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -499,13 +502,13 @@ def test_training_refuses_absurd_sizes_at_once(word, part, capsys):
 def gpt2_like():
     "A byte-level tokenizer as GPT-2's: ! is id 0, the end of text the last one, and there is no padding"
     from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers
-    from shakespeare_neox.tokenizer import Tokenizer
+    from shakespeare_neox.engine.tokens import adopt
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
     assert backend.token_to_id("!") == 0 and backend.token_to_id("<|endoftext|>") == 256
-    return Tokenizer(backend)
+    return adopt(backend)
 
 
 @pytest.mark.parametrize("token,n_new", [(0, 6), (256, 1)], ids=["!", "end of text"])

@@ -18,7 +18,7 @@ from servers import files  # fixture
 import shakespeare_neox.engine.corpora as corpora
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import Corpus, load_corpus, part_of, write_plain
-from shakespeare_neox.data import neox_prepare_main as prepare
+from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -759,7 +759,7 @@ def test_a_part_that_changes(here):
 
 
 def test_prepare_notices_it(monkeypatch, capsys):
-    import shakespeare_neox.data as data
+    import shakespeare_neox.engine.tokens as data
     put("a.txt", "The ink is dry.\n"*400)
     check = data.check_space
     def replace(*args):

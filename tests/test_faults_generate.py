@@ -7,13 +7,15 @@ import torch
 from conftest import refuses, succeeds, tree
 
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.generate import (check_range, encode_prompts, find_checkpoint, generate, generate_ids, generate_many, neox_generate_main,
-                                       open_checkpoint, pieces, read_prompts, stream)
+from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
+from shakespeare_neox.engine.serve import generate_many, neox_generate_main, read_prompts
+from shakespeare_neox.generate import check_range, encode_prompts, generate, generate_ids, pieces, stream
 from shakespeare_neox.model import GPTNeoX, ModelConfig
+from shakespeare_neox.engine.tokens import adopt
 from shakespeare_neox.tokenizer import Tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMAND = "from shakespeare_neox.generate import neox_generate_main as main; main()"
+COMMAND = "from shakespeare_neox.engine.serve import neox_generate_main as main; main()"
 TEXT = "MARIAN:\nThe ink is dry, good master. Na\u00efve caf\u00e9, \u2603 and \U0001f3ad; the printer \u2014 \u4f60\u597d.\n"*3
 
 
@@ -181,7 +183,7 @@ def words_backend(kind):
             backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
             backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=kind)])
     backend.add_special_tokens(["<|endoftext|>"])
-    return Tokenizer(backend, lossy=kind in ("word pieces", "words"))
+    return adopt(backend, lossy=kind in ("word pieces", "words"))
 
 
 def writes_words(tokenizer):
@@ -235,9 +237,10 @@ def test_the_command_keeps_the_first_space(capsys):
     *[("top_k", v) for v in (-1, 1.5, 2**70, True, "3", math.nan)], *[("max_new_tokens", v) for v in (-1, 2**31, 2**70, 10**30, 1.5, math.nan, math.inf, "9", True, None)],
     *[("seed", v) for v in (-1, 2**63, 2**64, 10**30, 0.5, math.nan, "7", True)], *[("batch_size", v) for v in (0, -1, 2**70, 1.5, None)]], ids=str)
 def test_settings_out_of_range(name, value, small):
-    for prompts in (["a"],) if name == "batch_size" else ("a", ["a"]):
-        with pytest.raises(NeoxError, match=name) as error: generate(*small, prompts, **{"max_new_tokens": 2, name: value})
-        one_line(error)
+    for write in (lambda *a, **k: list(generate_many(*a, **k)), *[generate]*(name != "batch_size")):
+        for prompts in ("a", ["a"]):
+            with pytest.raises(NeoxError, match=name) as error: write(*small, prompts, **{"max_new_tokens": 2, name: value})
+            one_line(error)
 
 
 @pytest.mark.parametrize("name,near", [("n_new", "known: "), ("max_tokens", "max_new_tokens"), ("temprature", "temperature"), ("topk", "top_k"), ("do_sample", "")])

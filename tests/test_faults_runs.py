@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import shakespeare_neox.engine.run as run_module
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.data import neox_prepare_main as prepare
+from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 from shakespeare_neox.engine.recipe import load_config
 from shakespeare_neox.engine.run import evaluate, make_run, train_step
 from shakespeare_neox.engine.state import neox_train_main, saved_steps, train

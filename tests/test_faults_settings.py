@@ -335,15 +335,15 @@ def test_another_text_on_the_command_line(words, capsys):
     assert len(said) == 1
     holds(said[0], "mine.txt gets a tokenizer of its own", "(command line)")
     assert read_recipe(Path("run/config.yml"))["vocab_file"] is None
-    from shakespeare_neox.tokenizer import load_tokenizer
+    from shakespeare_neox.engine.tokens import load_tokenizer
     tokenizer = load_tokenizer(Path("run/best"))
     assert tokenizer.decode(tokenizer.encode("(Ça brûle) — niño")) == "(Ça brûle) — niño"
 
 
 def test_a_prepared_folder_brings_its_tokenizer():
     "Where the recipe's own would be another one, and refused"
-    from shakespeare_neox.data import neox_prepare_main as prepare
-    from shakespeare_neox.tokenizer import load_tokenizer, neox_tokenizer_main as tokenizer
+    from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
+    from shakespeare_neox.engine.tokens import load_tokenizer, neox_tokenizer_main as tokenizer
     put("mine.txt", "(Ça brûle) 1603 — niño\n"*80)
     tokenizer(["mine.txt", "--out", "table"])
     prepare(["mine.txt", "--tokenizer_path", "table", "--out", "tokens"])
@@ -613,7 +613,7 @@ def test_home_in_a_path(monkeypatch, here, capsys):
 
 
 def test_home_in_a_flag(monkeypatch, here):
-    from shakespeare_neox.tokenizer import neox_tokenizer_main
+    from shakespeare_neox.engine.tokens import neox_tokenizer_main
     monkeypatch.setenv("HOME", str(here/"home"))
     put("home/x.txt", "It was a dark and stormy night.\n"*200)
     neox_tokenizer_main(["~/x.txt", "--out=~/tok"])

@@ -18,7 +18,7 @@ with torch.no_grad(): a, b = ours(ids), theirs(ids).logits
 print(json.dumps(dict(files=sorted(p.name for p in folder.iterdir()), dtype=str(a.dtype), size=b.abs().max().item(), difference=(a - b).abs().max().item())))
 """
 GENERATE = "import sys; sys.argv = ['neox_generate', {name!r}, '--prompt', 'O', *'--max_new_tokens 5'.split(), *{more}]; " \
-           "from shakespeare_neox.generate import neox_generate_main; neox_generate_main()"
+           "from shakespeare_neox.engine.serve import neox_generate_main; neox_generate_main()"
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_datasets_by_name(hub, tmp_path):
     code = "from shakespeare_neox.engine.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
     assert hub.python(code.format("hf:owner/plays")).stdout == "['train', 'valid'] 4 'Nurse\\nJuliet\\nO\\nRomeo'\n"
     assert hub.python(code.format("hf:owner/plays:old")).stdout == "[] 1 'Nurse'\n"
-    prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.data import neox_prepare_main as m; m()"
+    prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.engine.tokens import neox_prepare_main as m; m()"
     for status, words in {401: "needs a login", 404: "no such repository", 429: "asks to wait"}.items():
         hub.faults = {"datasets/owner/other": status}; hub.repos["datasets/owner/other"] = {"a.txt": b"a"}
         done = hub.python(prepare.format("hf:owner/other"))

@@ -10,9 +10,12 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings, strategies as st
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
-from shakespeare_neox.data import TokenFile, TokenWriter, by_document, divide, eval_batches, get_batch, id_type, read_split, windows, write_header
-from shakespeare_neox.generate import batches, generate, held_back, stream
-from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
+from shakespeare_neox.data import eval_batches, get_batch, read_split, windows
+from shakespeare_neox.engine.tokens import TokenFile, TokenWriter, by_document, divide, id_type, write_header
+from shakespeare_neox.engine.serve import batches
+from shakespeare_neox.generate import generate, held_back, stream
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.tokenizer import train_tokenizer
 from shakespeare_neox.engine.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
@@ -108,12 +111,6 @@ def test_tokenizer_survives_saving(tmp_path_factory, tokenizer, text):
 SIZES = dict(n=st.integers(2, 400), T=st.integers(1, 40), B=st.integers(1, 9), seed=st.integers(0, 2**63 - 1))
 
 
-class Tokens:
-    "A text in which the id is the position"
-    def __init__(self, n): self.ids = np.arange(n, dtype=np.uint16)
-    def __len__(self): return len(self.ids)
-
-
 @given(**SIZES, epoch=st.integers(0, 5))
 def test_windows(n, T, B, seed, epoch):
     "The windows of an epoch do not overlap, fit, and leave less than two windows of text unread"
@@ -129,23 +126,27 @@ def test_batches(n, T, B, seed):
     assume(n > T)
     k = len(windows(n, T, seed, 0))
     steps = -(-2*k//B)
-    batches = [get_batch(Tokens(n), seed, i, B, T) for i in range(steps)]
+    def batch(i):
+        made = get_batch(np.arange(n), seed, i, B, T)
+        return made.x.numpy(), made.y.numpy()
+
+    batches = [batch(i) for i in range(steps)]
     assert all(x.shape == y.shape == (B, T) and x.dtype == np.int64 for x, y in batches)
     assert all((y == x + 1).all() and x.min() >= 0 and y.max() < n for x, y in batches)
     seen = np.concatenate([x[:, 0] for x, _ in batches])
     for epoch in (0, 1): assert sorted(seen[epoch*k:(epoch + 1)*k]) == sorted(windows(n, T, seed, epoch))
     windows.cache_clear()                                                     # pure: no memory of what was asked before
-    for i in reversed(range(steps)): assert all((a == b).all() for a, b in zip(get_batch(Tokens(n), seed, i, B, T), batches[i]))
+    for i in reversed(range(steps)): assert all((a == b).all() for a, b in zip(batch(i), batches[i]))
 
 
 @given(n=st.integers(1, 40), extra=st.integers(0, 5))
 def test_too_short_text(n, extra):
-    with pytest.raises(NeoxError, match="too short"): get_batch(Tokens(n), 0, 0, 1, n + extra)
+    with pytest.raises(NeoxError, match="too short"): get_batch(np.arange(n), 0, 0, 1, n + extra)
 
 
 @given(**SIZES)
 def test_eval_batches_cover_once(n, T, B, seed):
-    pairs = list(eval_batches(Tokens(n), B, T))
+    pairs = [(batch.x.numpy(), batch.y.numpy()) for batch in eval_batches(np.arange(n), B, T)]
     targets = np.concatenate([y[y >= 0] for _, y in pairs])
     assert (targets == np.arange(1, n)).all() and all(x.shape == (B, T) for x, _ in pairs)
     assert all((x[y >= 0] + 1 == y[y >= 0]).all() for x, y in pairs)

@@ -175,7 +175,7 @@ def test_eval_iters_counts_batches(here):
     score = {}
     for size in (2, 4):
         run = tiny(data_path="sample", eval_iters=2, train_micro_batch_size_per_gpu=size)
-        first = [(torch.from_numpy(x), torch.from_numpy(y)) for _, (x, y) in zip(range(2), eval_batches(run.files["valid"], size, 32))]
+        first = [(made.x, made.y) for _, made in zip(range(2), eval_batches(run.files["valid"].ids, size, 32))]
         with torch.no_grad(): by_hand = torch.stack([loss_of(run.model.eval(), x, y) for x, y in first]).mean().item()
         score[size] = evaluate(run)["loss"]
         assert first[0][0].shape == (size, 32) and score[size] == pytest.approx(by_hand, rel=1e-5)

@@ -4,26 +4,30 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'SUMS', 'shipped', 'ManifestEntry', 'manifest', 'sha256', 'pack', 'unpack', 'is_whole', 'fetch_model',
-           'find_model']
+           'find_model', 'best_score', 'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described',
+           'find_checkpoint', 'open_checkpoint']
 
 # %% ../../nbs/engine/checkpoints.ipynb #c962fef7
-import hashlib, json, re, shutil, zipfile
+import hashlib, json, math, re, shutil, time, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Len
 
 from .base import (NeoxError, assets, cache_folder, is_ours, locked, new_file,
-                                   new_folder, read_json, say, write_whole)
+                                   new_folder, read_json, say, set_aside, write_whole)
 from .corpora import download
+from ..model import GPTNeoX, find_folder, is_there, known_ids, read_shown
+from .tokens import load_tokenizer
 
 # %% ../../nbs/engine/checkpoints.ipynb #43223cd3
 SHIPPED = "shakespeare"                           # the model inside the package
 
 def shipped() -> Path: # a model folder
     "The model that comes with the package"
-    return assets("model")/SHIPPED
+    return assets("data")/"models"/SHIPPED
 
 # %% ../../nbs/engine/checkpoints.ipynb #43ca462b
 @dataclass
@@ -35,7 +39,7 @@ class ManifestEntry:
 
 def manifest() -> dict: # name -> ManifestEntry
     "The models that a release has beside the package"
-    path = assets("model")/"manifest.json"
+    path = assets("data")/"models"/"manifest.json"
     if not path.exists(): return {}
     return read_json(path, dict[str, ManifestEntry], "install the package again")
 
@@ -120,3 +124,98 @@ def find_model(
 ) -> Path: # a model folder, None for another name
     "The folder of a model that goes by a name"
     return shipped() if name == SHIPPED else fetch_model(name) if name in manifest() else None
+
+# %% ../../nbs/engine/checkpoints.ipynb #295b9c71
+def best_score(
+    run: Path, # a run's folder
+) -> tuple: # lowest validation loss and its step, None where the log has none
+    "What a run's log says of its best model"
+    found = []
+    try: lines = (run/"log.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError): return None
+    for line in lines:
+        try:
+            event = json.loads(line)
+            if event["event"] == "evaluation":
+                found.append((float(event["loss"]), int(event["step"])))
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            continue                                           # a model writes without a log too
+    return min((pair for pair in found if math.isfinite(pair[0])), default=None)
+
+def saved_at(
+    run: Path, # a run's folder
+) -> float: # seconds
+    "When a run last saved its best model; now, if it is just being replaced"
+    for folder in (run/"best", set_aside(run/"best")):
+        try: return (folder/"config.json").stat().st_mtime
+        except OSError: continue
+    return time.time()
+
+def folders_in(
+    folder: Path, # any path
+) -> list: # of paths, none where there is no such folder
+    "The folders in a folder, without hidden ones"
+    try: paths = sorted(Path(folder).iterdir())
+    except OSError: return []
+    return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
+
+def best_point(
+    sweep: Path, # a folder of runs that are compared
+) -> Path: # a run's folder, None where it holds none
+    "The run of a sweep with the lowest loss"
+    points = [point for point in folders_in(sweep) if is_there(point/"best")]
+    return min(points, key=lambda point: best_score(point) or (math.inf, 0), default=None)
+
+def trained_runs(
+    folder: Path, # of runs and sweeps
+) -> list: # of runs' folders
+    "The runs of a folder that hold a model; of each sweep in it the best one"
+    found = [run if is_there(run/"best") else best_point(run) for run in folders_in(folder)]
+    return [run for run in found if run]
+
+def described(
+    run: Path, # its folder
+) -> str: # such as "runs/quickstart/best writes (step 1,500, validation loss 1.4700)"
+    "Which model writes, and how good its log says that it is"
+    score = best_score(run)
+    facts = f" (step {score[1]:,}, validation loss {score[0]:.4f})" if score else ""
+    return f"{run/'best'} writes{facts}"
+
+def find_checkpoint(
+    path: str = "", # a folder of a model, run or sweep, a name, or nothing for the newest run
+    runs: str = "runs", # where runs are looked for
+) -> Path: # a model folder
+    "The model folder that is meant"
+    if path:
+        for inside in (Path(path)/"best", Path(path)/"last"):
+            if is_there(inside): return inside
+        point = None if (Path(path)/"config.json").exists() else best_point(path)
+        if point:
+            say(f"{described(point)}, the best of {path}")
+            return point/"best"
+        return (None if is_there(path) else find_model(path)) or find_folder(path)
+    found = sorted(trained_runs(runs), key=saved_at)
+    if not found:
+        say(f"no run in {runs}/ yet: the model that came along writes; train your own with: "
+            "neox_train quickstart")
+        return shipped()
+    others = f"; {len(found) - 1} more in {runs}/: neox_generate {found[-2]}" if found[1:] else ""
+    say(f"{described(found[-1])}, the newest run{others}")
+    return found[-1]/"best"
+
+# %% ../../nbs/engine/checkpoints.ipynb #80131035
+def open_checkpoint(
+    path: str = "", # as of `find_checkpoint`
+) -> tuple: # GPTNeoX on the best device, Tokenizer
+    "Opens a trained model with its tokenizer"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    def read(folder):
+        model = GPTNeoX.read(folder, device=device)
+        if not (folder/"tokenizer.json").exists():
+            raise NeoxError(f"{folder}: the checkpoint has no tokenizer.json; copy the one that it "
+                            "was trained with beside it")
+        tokenizer = load_tokenizer(folder)
+        try: known_ids(model.config, tokenizer)
+        except NeoxError as e: raise NeoxError(f"{folder}: {e}") from None
+        return model, tokenizer
+    return read_shown(find_checkpoint(path), read)

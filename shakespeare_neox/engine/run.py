@@ -35,11 +35,12 @@ import torch
 import torch.nn.functional as F
 from .base import NeoxError, assets, cache_folder, is_ours, locked, new_folder, read_json, reason, say, write_whole
 from .corpora import Corpus, given_texts, load_corpus
-from ..data import TokenFile, batch_starts, eval_batches, get_batch, preparation_key, prepare, windows, write_header
+from ..data import batch_starts, eval_batches, get_batch, windows
 from ..model import GPTNeoX, ModelConfig, count_parameters, training_bytes
 from ..optimizer import Average, make_optimizer
 from .recipe import Recipe, TrainConfig, learning_rate, window_length
-from ..tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from .tokens import TokenFile, load_tokenizer, preparation_key, prepare, write_header
+from ..tokenizer import Tokenizer, train_tokenizer
 
 # %% ../../nbs/engine/run.ipynb #a0ee0465
 def best_precision(
@@ -219,7 +220,7 @@ def check_alphabet(
     lacking = []
     for character in sorted(corpus.counts.alphabet):
         try:
-            tokenizer.check(character)
+            tokenizer.encode(character)
         except NeoxError:
             lacking.append(character)
     if not lacking:
@@ -619,11 +620,11 @@ def make_run(
     config = recipe.model_config(tokenizer.vocab_size)
     if not force:
         check_memory(config, c, device.type, sharing)                      # a large vocabulary is found here
-    get_batch(files["train"], c.seed, 0, 1, config.seq_length)             # too short a text is found here
+    get_batch(files["train"].ids, c.seed, 0, 1, config.seq_length)         # too short a text is found here
     if len(files["valid"]) < 2:
         raise NeoxError("the validation text has 1 token, too short to score; give more text or another split")
     try:
-        tokenizer.check(c.sample_prompt)
+        tokenizer.encode(c.sample_prompt)
     except NeoxError as e:
         if "sample_prompt" in recipe.settings:
             problem = str(e).rpartition("; ")[0]
@@ -675,9 +676,12 @@ def batch(
 ) -> tuple: # x, y: (B, T) on the device
     "A micro-batch of a run, on its device"
     c, a = run.c, run.accelerator
-    which = (run.files["train"], c.seed, micro_step*a.num_processes + a.process_index, c.train_micro_batch_size_per_gpu, run.config.seq_length)
-    if run.resident is None: return tuple(torch.from_numpy(t).to(a.device) for t in get_batch(*which))
-    places = torch.from_numpy(batch_starts(*which)).to(a.device)[:, None] + torch.arange(run.config.seq_length + 1, device=a.device)
+    ids = run.files["train"].ids
+    which = (c.seed, micro_step*a.num_processes + a.process_index, c.train_micro_batch_size_per_gpu, run.config.seq_length)
+    if run.resident is None:
+        made = get_batch(ids, *which).to(a.device)
+        return made.x, made.y
+    places = torch.from_numpy(batch_starts(len(ids), *which)).to(a.device)[:, None] + torch.arange(run.config.seq_length + 1, device=a.device)
     rows = run.resident[places].long()
     return rows[:, :-1], rows[:, 1:]
 
@@ -784,7 +788,7 @@ def move_weights(
 @torch.no_grad()
 def score(
     model, # any that gives logits
-    tokens: TokenFile, # or anything with `len` and `ids`
+    tokens: TokenFile, # to score, or anything with `ids`
     seq_length: int, # T, tokens in a window
     batch_size: int, # B, windows at once
     n_batches: int = None, # for each process; the whole text if not given
@@ -793,11 +797,11 @@ def score(
     "The loss over a text in order, each token a target once"
     a = accelerator or SimpleNamespace(device="cpu", process_index=0, num_processes=1, autocast=nullcontext)
     total, count = 0.0, 0.0
-    for i, pair in enumerate(eval_batches(tokens, batch_size, seq_length)):
+    for i, made in enumerate(eval_batches(tokens.ids, batch_size, seq_length)):
         if n_batches and i >= n_batches*a.num_processes:
             break
         if i % a.num_processes == a.process_index:                         # another process scores the others
-            x, y = (torch.from_numpy(t) for t in pair)
+            x, y = made.x, made.y
             with a.autocast():
                 total += summed_loss(model, x, y, a.device)
             count += int((y >= 0).sum())

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from shakespeare_neox.engine.base import MARK
 from shakespeare_neox.engine.checkpoints import SHIPPED, pack
-from shakespeare_neox.model import GPTNeoX
+from shakespeare_neox.model import GPT
 from shakespeare_neox.engine.report import model_card
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.engine.state import train
@@ -23,7 +23,7 @@ def make(name: str, folder: Path):
     recipes, settings = RECIPES[name]
     with tempfile.TemporaryDirectory() as work:
         best = train(*recipes, **settings, save=f"{work}/{name}").folder/"best"
-        model, tokenizer, card = GPTNeoX.from_pretrained(best), load_tokenizer(best), model_card(best.parent, name)
+        model, tokenizer, card = GPT.from_pretrained(best), load_tokenizer(best), model_card(best.parent, name)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, tokenizer, torch.float16)
     (folder/MARK).unlink()                                  # the folder is the repository's now

@@ -20,7 +20,8 @@ import torch
 from .engine.base import NeoxError, command, reason, say, write_whole
 from .engine.corpora import load_corpus
 from .generate import generate_ids
-from .model import GPTNeoX, ModelConfig, to_hf
+from .model import GPT, ModelConfig
+from .engine.checkpoints import to_hf
 from .engine.recipe import load_config
 from .engine.report import import_matplotlib, write_figure
 from .engine.run import best_precision, has_bf16, score
@@ -252,7 +253,7 @@ def writing(
     from transformers import AutoModelForCausalLM
     device = device or best_device()
     torch.set_float32_matmul_precision("highest")
-    model = GPTNeoX(load_config("shakespeare_cpu", seq_length=512, max_position_embeddings=512).model_config(67)).to(device).eval()
+    model = GPT(load_config("shakespeare_cpu", seq_length=512, max_position_embeddings=512).model_config(67)).to(device).eval()
     model.save_pretrained(Path(folder)/"writer"); theirs = AutoModelForCausalLM.from_pretrained(Path(folder)/"writer").to(device).eval()
     theirs.generation_config.eos_token_id = None                             # neither side stops early
     contests = []

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'REAL', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repetition', 'filter_logits', 'pad_left',
-           'Reader', 'check_range', 'as_texts', 'as_stops', 'encode_prompts', 'draw', 'generate_ids', 'end_ids',
-           'stop_at', 'held_back', 'TextStream', 'text_after', 'pieces', 'stream', 'complete', 'generate']
+           'Reader', 'check_range', 'as_texts', 'as_stops', 'known_ids', 'encode_prompts', 'draw', 'generate_ids',
+           'end_ids', 'stop_at', 'held_back', 'TextStream', 'text_after', 'pieces', 'stream', 'complete', 'generate']
 
 # %% ../nbs/04_generate.ipynb #b5dfaffe
 import math
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .engine.base import NeoxError, nearest
-from .model import LARGEST, Cache, GPTNeoX, context_start, known_ids
+from .model import LARGEST, Cache, GPT, ModelConfig, context_start
 from .tokenizer import Tokenizer
 
 # %% ../nbs/04_generate.ipynb #15104e9a
@@ -96,28 +96,34 @@ def pad_left(
 class Reader:
     "Reads rows of ids with a cache; gives the logits of the next ones"
     def __init__(self,
-        model: GPTNeoX, # in evaluation mode
-        pad_id: int, # fills shorter rows on the left
+        model: GPT, # in evaluation mode
+        pad_id: int, # fills shorter rows on the right
         n_rows: int, # B, rows to read
         longest: int, # ids that a row will have at most
     ):
-        self.model, self.pad_id, self.device = model, pad_id, next(model.parameters()).device
+        self.model, self.pad_id = model, pad_id
         self.window, self.starts = model.config.max_position_embeddings, [None]*n_rows
-        self.cache = Cache(model, n_rows, min(self.window, longest))
-        self.mask = torch.zeros(n_rows, 0, dtype=torch.bool, device=self.device)
+        self.cache = self.new_cache(n_rows, min(self.window, longest))
+
+    def new_cache(self, n_rows, length):
+        "An empty cache for rows of the model"
+        weight = self.model.embed.weight
+        return Cache(self.model.config, n_rows, length, weight.dtype, weight.device)
 
     @torch.no_grad()
     def __call__(self,
         rows: list, # for each row all ids so far; each is one longer than at the last call
     ) -> torch.Tensor: # (B, V) logits
         "The logits of the next id of each row"
-        starts = [context_start(len(r), self.window) for r in rows]
-        moved = [b for b, start in enumerate(starts) if start != self.starts[b]]; self.starts = starts
-        if moved: self.refill(moved, [rows[b][starts[b]:-1] for b in moved])
-        if self.cache.n == self.cache.store.shape[4]: self.close_up()
-        new = torch.tensor([[r[-1]] for r in rows], device=self.device)
-        self.mask = torch.cat([self.mask, torch.ones_like(new, dtype=torch.bool)], dim=1)
-        return self.model(new, mask=None if self.mask.all() else self.mask, cache=self.cache)[:, -1]
+        starts = [context_start(len(row), self.window) for row in rows]
+        moved = [b for b, start in enumerate(starts) if start != self.starts[b]]
+        self.starts = starts
+        if moved:
+            self.refill(moved, [rows[b][starts[b]:-1] for b in moved])
+        new = torch.tensor([[row[-1]] for row in rows], device=self.cache.keys.device)
+        positions = torch.tensor([[len(row) - 1 - start] for row, start in zip(rows, starts)])
+        return self.model(new, positions.to(new.device), cache=self.cache)[:, -1]
+
 
 # %% ../nbs/04_generate.ipynb #7b83a19e
 @patch
@@ -125,29 +131,25 @@ def refill(self: Reader,
     moved: list, # rows whose context has a new start
     pasts: list, # ids of each, from its start to the last but one
 ):
-    "Reads the past of some rows into the right end of the cache"
-    width = max(map(len, pasts)); n = max(self.cache.n, width)
-    self.mask = F.pad(self.mask, (n - self.cache.n, 0)); self.mask[moved], self.cache.n = False, n
-    if not width: return
-    (ids, mask), fresh = pad_left(pasts, self.pad_id, self.device), Cache(self.model, len(moved), width)
-    self.model(ids, mask=mask, cache=fresh, last=True)
-    self.cache.store[:, :, moved, :, n-width:n] = fresh.store
-    self.mask[moved, n-width:] = True if mask is None else mask
+    "Reads the past of some rows into their slots; what stands behind a row's end is never seen"
+    width = max(map(len, pasts))
+    if not width:
+        return
+    ids = torch.tensor([row + [self.pad_id]*(width - len(row)) for row in pasts])
+    fresh = self.new_cache(len(moved), width)
+    self.model(ids.to(fresh.keys.device), cache=fresh, last=True)
+    self.cache.admit(moved, fresh)
+
 
 # %% ../nbs/04_generate.ipynb #79e8399b
-@patch
-def close_up(self: Reader):
-    "Moves the cache to the left over columns that no row uses"
-    free = int(self.mask.any(0).int().argmax())
-    self.cache.store[..., :self.cache.n-free, :] = self.cache.store[..., free:self.cache.n, :].clone()
-    self.mask, self.cache.n = self.mask[:, free:], self.cache.n - free
-
 @patch
 def keep(self: Reader,
     rows: list, # which to keep
 ):
     "Drops all other rows"
-    self.cache.store, self.mask, self.starts = self.cache.store[:, :, rows], self.mask[rows], [self.starts[b] for b in rows]
+    self.cache = self.cache.select(rows)
+    self.starts = [self.starts[b] for b in rows]
+
 
 # %% ../nbs/04_generate.ipynb #b36ce412
 WHOLE = dict(seed=(0, 2**62), top_k=(0, LARGEST), max_new_tokens=(0, LARGEST),
@@ -194,9 +196,24 @@ def as_stops(
                         "leave it out")
     return stops
 
+# %% ../nbs/04_generate.ipynb #fa13b001
+def known_ids(
+    config: ModelConfig, # of a model
+    tokenizer, # its tokenizer, None if there is none
+) -> int: # ids from 0 to this number stand for something, the rest pads the embedding
+    "How many ids a model may write: as many as its tokenizer has, which may have grown"
+    n = config.vocab_size if tokenizer is None else tokenizer.vocab_size
+    if n > config.padded_vocab_size:
+        raise NeoxError(f"the tokenizer has {n:,} tokens, the model's embedding only "
+                        f"{config.padded_vocab_size:,} rows; "
+                        "take the tokenizer that it was trained with, or enlarge the embedding: "
+                        "resize_token_embeddings in transformers")
+    return n
+
+
 # %% ../nbs/04_generate.ipynb #83ee2e05
 def encode_prompts(
-    model: GPTNeoX, # its window
+    model: GPT, # its window
     tokenizer: Tokenizer, # its characters
     prompts: list, # what the model is to continue
 ) -> list: # ids of each
@@ -229,7 +246,7 @@ def draw(
 
 # %% ../nbs/04_generate.ipynb #026ecce8
 def generate_ids(
-    model: GPTNeoX, # in evaluation mode
+    model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # for the ids of end-of-text and padding
     prompts: list, # for each row its ids, at least one
     max_new_tokens: int = 200, # how many to draw at most
@@ -261,7 +278,7 @@ def generate_ids(
 
 # %% ../nbs/04_generate.ipynb #7d2f0b12
 def end_ids(
-    model: GPTNeoX, # what its folder says
+    model: GPT, # what its folder says
     tokenizer: Tokenizer, # its special tokens
 ) -> set: # of ids
     "The ids that end a text"
@@ -369,7 +386,7 @@ def pieces(
 
 # %% ../nbs/04_generate.ipynb #a630854a
 def stream(
-    model: GPTNeoX, # in evaluation mode
+    model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model
     prompt: str, # what to continue
     stop: list = (), # strings that end the text, not given out
@@ -382,7 +399,7 @@ def stream(
 
 # %% ../nbs/04_generate.ipynb #4654064d
 def complete(
-    model: GPTNeoX, # in evaluation mode
+    model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model
     prompts: list, # ids of each prompt of one batch
     stop: list = (), # strings that end a text
@@ -406,7 +423,7 @@ def complete(
 
 # %% ../nbs/04_generate.ipynb #702b1674
 def generate(
-    model: GPTNeoX, # in evaluation mode
+    model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model
     prompts: str, # one prompt, or a list of them, which are one batch
     stop: list = (), # strings that end a text, not given out

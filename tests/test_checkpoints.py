@@ -4,14 +4,14 @@ import os, re, subprocess, sys
 import pytest
 import torch
 from shakespeare_neox.engine.checkpoints import shipped
-from shakespeare_neox.model import GPTNeoX
+from shakespeare_neox.model import GPT
 from shakespeare_neox.engine.tokens import load_tokenizer
 
 
 def test_opens_in_transformers():
     from transformers import AutoModelForCausalLM, AutoTokenizer
     theirs, tok = AutoModelForCausalLM.from_pretrained(shipped(), torch_dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(shipped())
-    ours, ids = GPTNeoX.from_pretrained(shipped()), tok("ROMEO:\nWhat light", return_tensors="pt").input_ids
+    ours, ids = GPT.from_pretrained(shipped()), tok("ROMEO:\nWhat light", return_tensors="pt").input_ids
     assert ids[0].tolist() == load_tokenizer(shipped()).encode("ROMEO:\nWhat light")
     with torch.no_grad(): assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-4
 
@@ -27,9 +27,9 @@ def test_as_good_as_its_card_says():
     from shakespeare_neox.engine.recipe import load_config
     files = open_data(load_config("shakespeare_cpu").train)[0]
     said = float(re.search(r"lowest validation loss \| ([\d.]+)", (shipped()/"README.md").read_text(encoding="utf-8"))[1])
-    model = GPTNeoX.from_pretrained(shipped())
+    model = GPT.from_pretrained(shipped())
     assert abs(score(model, files["valid"], model.config.seq_length, 32) - said) < 0.005
-    del model.gpt_neox["layers"][0]
+    del model.blocks[0]
     assert score(model, files["valid"], model.config.seq_length, 32, n_batches=1) > said + 0.3
 
 

@@ -10,7 +10,7 @@ from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
 from shakespeare_neox.engine.serve import generate_many, neox_generate_main, read_prompts
 from shakespeare_neox.generate import check_range, encode_prompts, generate, generate_ids, pieces, stream
-from shakespeare_neox.model import GPTNeoX, ModelConfig
+from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.engine.tokens import adopt
 from shakespeare_neox.tokenizer import Tokenizer, train_tokenizer
 
@@ -23,7 +23,7 @@ TEXT = "MARIAN:\nThe ink is dry, good master. Na\u00efve caf\u00e9, \u2603 and \
 def small():
     "A random model that writes any character of its table"
     tokenizer = train_tokenizer(TEXT)
-    model = GPTNeoX(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=32, vocab_size=tokenizer.vocab_size)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=32, vocab_size=tokenizer.vocab_size)).eval()
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters(): p.data.normal_(std=0.5, generator=generator)
     return model, tokenizer
@@ -188,7 +188,7 @@ def words_backend(kind):
 
 def writes_words(tokenizer):
     "A random model that writes the first ids of a tokenizer"
-    model = GPTNeoX(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=64, vocab_size=tokenizer.vocab_size, no_weight_tying=True)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=64, vocab_size=tokenizer.vocab_size, no_weight_tying=True)).eval()
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters(): p.data.normal_(std=0.5, generator=generator)
     return model
@@ -220,8 +220,8 @@ def test_prompt_and_text_are_what_all_ids_give(kind):
 def test_the_command_keeps_the_first_space(capsys):
     tokenizer = words_backend("llama")
     model = writes_words(tokenizer)
-    model.embed_out.weight.data.zero_(); model.embed_out.weight.data[tokenizer.encode("men")[0]] = 1
-    model.gpt_neox.final_layer_norm.weight.data.zero_(); model.gpt_neox.final_layer_norm.bias.data.fill_(1)
+    model.head.weight.data.zero_(); model.head.weight.data[tokenizer.encode("men")[0]] = 1
+    model.final_norm.weight.data.zero_(); model.final_norm.bias.data.fill_(1)
     model.save_pretrained("m", tokenizer)
     words = ["m", "--max_new_tokens", "2", "--temperature", "0", "--prompt", "the king of"]
     assert succeeds(neox_generate_main, words, capsys).out == "the king of men men\n"
@@ -270,9 +270,9 @@ def test_numpys_numbers_are_numbers(small):
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_not_numbers(value, temperature, small):
-    model = GPTNeoX(small[0].config).eval()
+    model = GPT(small[0].config).eval()
     model.load_state_dict(small[0].state_dict())
-    model.gpt_neox.final_layer_norm.bias.data[0] = value
+    model.final_norm.bias.data[0] = value
     for prompts in ("a", ["a", "M"]):
         with pytest.raises(NeoxError, match="NaN"): generate(model, small[1], prompts, max_new_tokens=2, temperature=temperature)
 
@@ -280,7 +280,7 @@ def test_logits_that_are_not_numbers(value, temperature, small):
 def test_cache_without_room():
     "A window and a batch that no memory holds: one line, not a crash of the allocator"
     tokenizer = train_tokenizer("abc\n")
-    model = GPTNeoX(ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1, seq_length=2, vocab_size=6, rotary_pct=0.25, max_position_embeddings=2**20)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1, seq_length=2, vocab_size=6, rotary_pct=0.25, max_position_embeddings=2**20)).eval()
     model.config.num_layers = 2**40                                             # as if it were as deep
     with pytest.raises(NeoxError, match="no memory.*batch_size") as error: next(generate_ids(model, tokenizer, [[2]], 2**30))
     one_line(error)

@@ -33,13 +33,13 @@ def write_log(folder, *events, end="\n"):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     "A run's folder, put together by hand"
-    from shakespeare_neox.model import GPTNeoX, ModelConfig
+    from shakespeare_neox.model import GPT, ModelConfig
     from shakespeare_neox.tokenizer import train_tokenizer
     folder = tmp_path_factory.mktemp("finished")/"lesson"
     folder.mkdir()
     tokenizer = train_tokenizer("OSWIN:\nThe ink is dry.")
     sizes = {key: SETTINGS[key] for key in ("num_layers", "hidden_size", "num_attention_heads", "seq_length")}
-    GPTNeoX(ModelConfig(**sizes, vocab_size=tokenizer.vocab_size)).save_pretrained(folder/"best", tokenizer)
+    GPT(ModelConfig(**sizes, vocab_size=tokenizer.vocab_size)).save_pretrained(folder/"best", tokenizer)
     (folder/"config.yml").write_text(yaml.safe_dump(SETTINGS))
     write_log(folder, START, STEP, SCORE)
     return folder

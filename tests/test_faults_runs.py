@@ -85,7 +85,7 @@ def planted(run, at, error, where="forward"):
     if where == "forward":
         run.model.register_forward_pre_hook(full)
     else:
-        run.model.gpt_neox["embed_in"].weight.register_hook(full)            # half of the gradients are there
+        run.model.embed.weight.register_hook(full)            # half of the gradients are there
 
 
 def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, **settings):
@@ -166,7 +166,7 @@ def test_compiling_that_fails_leaves_no_gradient(monkeypatch, after, capsys):
     def compile(self, **kwargs):
         def fails(*args, **kwargs): raise Silent
         if after == "before": self._compiled_call_impl = fails
-        else: self.gpt_neox["embed_in"].weight.register_post_accumulate_grad_hook(fail_once)
+        else: self.embed.weight.register_post_accumulate_grad_hook(fail_once)
     failed = []
     def fail_once(p):
         if not failed: failed.append(None); raise Silent
@@ -544,8 +544,8 @@ DAMAGED = {
     "no moments": (lambda s: retensor(s, lambda t: [t.pop(k) for k in list(t) if k.startswith("optimizer|")]), "lacks optimizer|"),
     "one moment less": (lambda s: retensor(s, lambda t: t.pop(moment(t))), "lacks optimizer|"),
     "a stranger": (lambda s: retensor(s, lambda t: t.update({"model|stranger": torch.zeros(2)})), "holds model|stranger"),
-    "weights of a wrong shape": (lambda s: retensor(s, lambda t: t.update({"model|gpt_neox.embed_in.weight": torch.zeros(2, 2)})), "model|gpt_neox.embed_in.weight is (2, 2)"),
-    "weights of whole numbers": (lambda s: retensor(s, lambda t: t.update({"model|gpt_neox.embed_in.weight": t["model|gpt_neox.embed_in.weight"].long()})), "int64"),
+    "weights of a wrong shape": (lambda s: retensor(s, lambda t: t.update({"model|embed.weight": torch.zeros(2, 2)})), "model|embed.weight is (2, 2)"),
+    "weights of whole numbers": (lambda s: retensor(s, lambda t: t.update({"model|embed.weight": t["model|embed.weight"].long()})), "int64"),
     "a negative count": (lambda s: retensor(s, counted(-1.0)), "step is -1"), "a huge count": (lambda s: retensor(s, counted(1e9)), "step is 1e+09"),
     "a count that is no number": (lambda s: retensor(s, counted(math.nan)), "step is nan"),
 }
@@ -1002,7 +1002,7 @@ def test_a_large_vocabulary_is_weighed_before_it_is_made(monkeypatch, capsys):
     "The size of the vocabulary is known only once the data are open, and counts"
     seen = []
     monkeypatch.setattr(run_module, "device_bytes", lambda device: 4_000_000)
-    monkeypatch.setattr(run_module, "GPTNeoX", lambda config: seen.append(config))
+    monkeypatch.setattr(run_module, "GPT", lambda config: seen.append(config))
     from shakespeare_neox.tokenizer import train_tokenizer
     text = "".join(chr(n) for n in range(0x4E00, 0x4E00 + 20000)) + "\n"
     Path("mine.txt").write_text(text*3)

@@ -10,8 +10,9 @@ from shakespeare_neox.tokenizer import train_tokenizer
 OPEN = """
 import json, torch
 from transformers import GPTNeoXForCausalLM
-from shakespeare_neox.model import GPTNeoX, find_folder
-ours, folder = GPTNeoX.from_pretrained("owner/tiny"), find_folder("owner/tiny")
+from shakespeare_neox.model import GPT
+from shakespeare_neox.engine.checkpoints import find_folder
+ours, folder = GPT.from_pretrained("owner/tiny"), find_folder("owner/tiny")
 theirs = GPTNeoXForCausalLM.from_pretrained("owner/tiny", dtype=torch.float32).eval()
 ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
 with torch.no_grad(): a, b = ours(ids), theirs(ids).logits

@@ -5,7 +5,7 @@ import pytest
 import torch
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.generate import generate, generate_ids, pad_left
-from shakespeare_neox.model import GPTNeoX, ModelConfig
+from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.tokenizer import train_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -26,7 +26,7 @@ def randomize(model, std=0.3):
     return model.eval()
 
 
-def ours(**settings): return randomize(GPTNeoX(ModelConfig(**{**BASICS, **settings})))
+def ours(**settings): return randomize(GPT(ModelConfig(**{**BASICS, **settings})))
 
 
 def ids_for(config, B=3):
@@ -52,7 +52,7 @@ def test_logits_equal(settings, tmp_path):
     ids, hf = ids_for(model.config), AutoModel.from_pretrained(tmp_path/"m").eval()
     assert type(hf).__name__ == "GPTNeoXForCausalLM" and next(hf.parameters()).dtype == torch.float32
     assert differ(model(ids), hf(ids).logits) < 1e-5
-    assert torch.equal(GPTNeoX.from_pretrained(tmp_path/"m")(ids), model(ids))
+    assert torch.equal(GPT.from_pretrained(tmp_path/"m")(ids), model(ids))
 
 
 @pytest.mark.parametrize("key, wrong", [("rotary_pct", 0.25), ("gpt_j_residual", True), ("bias_gelu_fusion", True), ("rotary_emb_base", 500)])
@@ -60,7 +60,7 @@ def test_logits_equal(settings, tmp_path):
 def test_a_wrong_setting_is_seen(key, wrong, tmp_path):
     "The comparison above can fail: the same weights under another setting disagree"
     model = ours(); model.save_pretrained(tmp_path/"m")
-    other = GPTNeoX(ModelConfig(**{**BASICS, key: wrong})).eval(); other.load_state_dict(model.state_dict())
+    other = GPT(ModelConfig(**{**BASICS, key: wrong})).eval(); other.load_state_dict(model.state_dict())
     ids = ids_for(model.config)
     assert differ(other(ids), AutoModel.from_pretrained(tmp_path/"m").eval()(ids).logits) > 1e-4
 
@@ -70,7 +70,7 @@ def test_config_round_trip(tmp_path):
     model = ours(gpt_j_residual=True, rotary_emb_base=500, max_position_embeddings=40, bias_gelu_fusion=True, layernorm_epsilon=1e-3)
     model.save_pretrained(tmp_path/"m")
     hf = AutoModel.from_pretrained(tmp_path/"m"); hf.save_pretrained(tmp_path/"again")
-    config, again = AutoConfig.from_pretrained(tmp_path/"m"), GPTNeoX.from_pretrained(tmp_path/"again")
+    config, again = AutoConfig.from_pretrained(tmp_path/"m"), GPT.from_pretrained(tmp_path/"again")
     assert (config.model_type, config.hidden_size, config.vocab_size, config.tie_word_embeddings) == ("gpt_neox", 64, 128, True)
     names = ("num_layers", "hidden_size", "rotary_pct", "rotary_emb_base", "gpt_j_residual", "no_weight_tying", "vocab_size", "padded_vocab_size",
              "seq_length", "max_position_embeddings", "layernorm_epsilon", "bias_gelu_fusion", "use_bias_in_attn_linear", "intermediate_size")
@@ -89,7 +89,7 @@ FOREIGN = [dict(), dict(tie_word_embeddings=True), dict(use_parallel_residual=Fa
 def test_folders_of_transformers_open(settings, how, tmp_path):
     hf = theirs(**settings); hf.save_pretrained(tmp_path/"hf", **how)
     assert (len(list((tmp_path/"hf").glob("*.safetensors"))) > 1) == bool(how)
-    model = GPTNeoX.from_pretrained(tmp_path/"hf")
+    model = GPT.from_pretrained(tmp_path/"hf")
     ids = ids_for(model.config)
     assert differ(model(ids), hf(ids).logits) < 1e-5
 
@@ -99,17 +99,17 @@ def test_folders_of_transformers_open(settings, how, tmp_path):
 def test_half_precision_opens(dtype, tmp_path):
     "The parameters become fp32, or what is asked for, and the logits are those of the rounded weights"
     theirs().to(dtype).save_pretrained(tmp_path/"hf")
-    model, hf = GPTNeoX.from_pretrained(tmp_path/"hf"), AutoModel.from_pretrained(tmp_path/"hf", dtype=torch.float32).eval()
+    model, hf = GPT.from_pretrained(tmp_path/"hf"), AutoModel.from_pretrained(tmp_path/"hf", dtype=torch.float32).eval()
     ids = ids_for(model.config)
     assert {p.dtype for p in model.parameters()} == {torch.float32} and differ(model(ids), hf(ids).logits) < 1e-5
-    assert {p.dtype for p in GPTNeoX.from_pretrained(tmp_path/"hf", dtype=dtype).parameters()} == {dtype}
+    assert {p.dtype for p in GPT.from_pretrained(tmp_path/"hf", dtype=dtype).parameters()} == {dtype}
 
 
 def test_rotary_scaling_is_refused(tmp_path):
     theirs().save_pretrained(tmp_path/"hf"); path = tmp_path/"hf/config.json"
     scaled = dict(rope_type="linear", factor=2.0, rope_theta=5000.0, partial_rotary_factor=0.5)
     path.write_text(json.dumps({**json.loads(path.read_text()), "rope_scaling": scaled, "rope_parameters": scaled}))
-    with pytest.raises(NeoxError, match="linear"): GPTNeoX.from_pretrained(tmp_path/"hf")
+    with pytest.raises(NeoxError, match="linear"): GPT.from_pretrained(tmp_path/"hf")
 
 
 @pytest.fixture(params=["char", "bpe"])
@@ -165,7 +165,7 @@ def test_left_padding_equal(tokenizer, saved):
 def test_padded_ids_suppressed(how, tmp_path):
     "Padded ids made the likeliest of all are still never drawn, by transformers' own generate either"
     model, tokenizer = ours(vocab_size=50, no_weight_tying=True), train_tokenizer("".join(map(chr, range(97, 145))))
-    model.embed_out.weight[50:] *= 30
+    model.head.weight[50:] *= 30
     model.save_pretrained(tmp_path/"m", tokenizer)
     hf, ids = AutoModel.from_pretrained(tmp_path/"m").eval(), torch.tensor([[5, 6, 7]]*4)
     assert hf.generation_config.suppress_tokens == list(range(50, 128))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import TINY
 from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.data import eval_batches
-from shakespeare_neox.model import GPTNeoX, ModelConfig, activation_function, count_parameters, sample
+from shakespeare_neox.model import GPT, ModelConfig, activation_function, count_parameters, sample
 from shakespeare_neox.engine.recipe import MODEL_KEYS, TRAIN_KEYS, load_config, parse_override, read_recipe
 from shakespeare_neox.engine.run import evaluate, loss_of, make_run
 
@@ -188,11 +188,11 @@ def test_eval_iters_counts_batches(here):
 def test_first_loss_and_padded_ids(padding, rows):
     "A fresh model knows nothing of padding: its loss is ln of the padded size; and even where padded ids are by far the likeliest, none is drawn"
     torch.manual_seed(0)
-    model = GPTNeoX(ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, seq_length=64, vocab_size=65, rotary_pct=0.5,
+    model = GPT(ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, seq_length=64, vocab_size=65, rotary_pct=0.5,
                                 no_weight_tying=True, init_method="small_init", output_layer_init_method="wang_init", **padding)).eval()
     ids = torch.randint(65, (8, 65))
     logits = model(ids[:, :-1])
     assert logits.shape[-1] == rows and abs(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) - math.log(rows)) < 0.25
-    model.embed_out.weight[65:] *= 50
+    model.head.weight[65:] *= 50
     drawn = sample(model, [1, 2, 3], 60)
     assert max(drawn) < 65 and (rows == 65 or (model(ids[:, 1:])[:, -1].argmax(-1) >= 65).float().mean() > 0.9)

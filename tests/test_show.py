@@ -8,7 +8,7 @@ import torch
 
 from shakespeare_neox.engine import show
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.model import GPTNeoX, ModelConfig
+from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.tokenizer import train_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -31,7 +31,7 @@ def pairs():
 def random_model(**settings):
     "A model whose every parameter is random"
     torch.manual_seed(0)
-    model = GPTNeoX(ModelConfig(**{**SIZES, **settings}))
+    model = GPT(ModelConfig(**{**SIZES, **settings}))
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return model

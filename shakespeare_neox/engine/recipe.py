@@ -899,9 +899,6 @@ def make_recipe(
         raise NeoxError(f"{dotted[0]}: a dot leads into a block on the command line and in "
                         "Python; in a file, indent the keys of a block")
     kinds = {key: sort_key(key, value) for key, value in settings.items()}
-    if "pos_emb" not in settings:
-        raise NeoxError("pos_emb is not given: gpt-neox's default, learned, is not "
-                        "available here; add pos_emb: rotary")
     if settings.get("tokenizer_type") == "CharLevelTokenizer":
         raise NeoxError("tokenizer_type: CharLevelTokenizer means bytes in gpt-neox; a "
                         "table of characters is a tokenizer.json "

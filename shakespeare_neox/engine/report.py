@@ -40,7 +40,8 @@ from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 from .base import (MARK, NeoxError, command, home_folder, hub_error, is_ours, nearest, new_folder, read_folder, read_json,
                                    read_mark, reason, say, say_once, validate, without_twins, write_whole)
-from ..model import count_parameters, from_hf
+from ..model import count_parameters
+from .checkpoints import from_hf
 from .recipe import read_recipe, write_yaml
 
 # %% ../../nbs/engine/report.ipynb #5a1f0e01

@@ -8,8 +8,8 @@ __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'L
            'TorchSettings', 'random_states', 'restore_random', 'compile_model', 'run_tokenizer', 'check_alphabet',
            'digest_of_version', 'digest', 'check_apart', 'cached_tokens', 'cached_or_made', 'token_files',
            'open_cached', 'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached',
-           'device_bytes', 'used_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch', 'make_accelerator',
-           'settle_batch', 'steps_of', 'check_alike', 'resident_ids', 'first_character', 'make_run',
+           'device_bytes', 'used_bytes', 'training_bytes', 'check_memory', 'Run', 'check_environment', 'check_launch',
+           'make_accelerator', 'settle_batch', 'steps_of', 'check_alike', 'resident_ids', 'first_character', 'make_run',
            'training_settings', 'loss_of', 'batch', 'gradient_norm', 'backward', 'within_memory', 'halve',
            'forget_gradients', 'train_step', 'move_weights', 'score', 'summed_loss', 'evaluate']
 
@@ -36,7 +36,8 @@ import torch.nn.functional as F
 from .base import NeoxError, assets, cache_folder, is_ours, locked, new_folder, read_json, reason, say, write_whole
 from .corpora import Corpus, given_texts, load_corpus
 from ..data import batch_starts, eval_batches, get_batch, windows
-from ..model import GPTNeoX, ModelConfig, count_parameters, training_bytes
+from .checkpoints import rotary_bytes
+from ..model import GPT, ModelConfig, count_parameters
 from ..optimizer import Average, make_optimizer
 from .recipe import Recipe, TrainConfig, learning_rate, window_length
 from .tokens import TokenFile, load_tokenizer, preparation_key, prepare, write_header
@@ -184,7 +185,7 @@ def restore_random(
 LONG_RUN = dict(cpu=4e12, cuda=3e15)    # floating point operations from which compiling pays, about a minute of work; used in engine.state
 
 def compile_model(
-    model: GPTNeoX, # compiled in place, its parameters keep their names
+    model: GPT, # compiled in place, its parameters keep their names
     try_out, # a function that runs the model forward and backward once
 ) -> bool: # whether it worked
     "Compiles a model, or says why not"
@@ -430,6 +431,18 @@ def used_bytes(
     import psutil
     return psutil.Process().memory_info().rss
 
+# %% ../../nbs/engine/run.ipynb #fa13b002
+def training_bytes(
+    config: ModelConfig, # sizes
+    batch_size: int, # B, windows in one forward pass
+) -> int: # bytes of weights, gradients, AdamW's moments and activations, in single precision
+    "A rough estimate of the memory that training needs"
+    per_layer = 10*config.hidden_size + 2*config.mlp_size           # kept for each token
+    per_token = config.num_layers*per_layer + 3*config.padded_vocab_size
+    activations = batch_size*config.seq_length*per_token
+    return 16*sum(count_parameters(config).values()) + rotary_bytes(config) + 4*activations
+
+
 # %% ../../nbs/engine/run.ipynb #decb7763
 def check_memory(
     config: ModelConfig, # of the model
@@ -456,7 +469,7 @@ class Run:
     tokenizer: Tokenizer # of the files
     accelerator: object # accelerate.Accelerator
     settings: TorchSettings # in force while it trains
-    model: GPTNeoX # on its device
+    model: GPT # on its device
     optimizer: object # prepared by accelerate
     average: Average # of the weights, None if the recipe asks for none
     precision: str # "fp32", "fp16" or "bfloat16"
@@ -640,7 +653,7 @@ def make_run(
     settings = TorchSettings(device.type, c.deterministic)
     with settings:
         torch.manual_seed(c.seed)
-        model = GPTNeoX(config).to(device)
+        model = GPT(config).to(device)
         model.use_onednn(settings.onednn)
         model.checkpoint_activations = c.checkpoint_activations
         on_gpu = device.type == "cuda"
@@ -661,7 +674,7 @@ def training_settings(
 
 # %% ../../nbs/engine/run.ipynb #f981e81e
 def loss_of(
-    model: GPTNeoX, # any that gives logits
+    model: GPT, # any that gives logits
     x: torch.Tensor, # (B, T) ids
     y: torch.Tensor, # (B, T) targets, -100 where none counts
 ) -> torch.Tensor: # nats for each token, a scalar

@@ -15,7 +15,7 @@ from .checkpoints import open_checkpoint
 from .corpora import likely_encoding
 from ..generate import (as_stops, as_texts, check_range, complete, encode_prompts, stop_at,
                                        stream, text_after)
-from ..model import GPTNeoX
+from ..model import GPT
 from ..tokenizer import Tokenizer
 
 # %% ../../nbs/engine/serve.ipynb #17fb95f7
@@ -31,7 +31,7 @@ def batches(
 
 # %% ../../nbs/engine/serve.ipynb #37945bbd
 def generate_many(
-    model: GPTNeoX, # in evaluation mode
+    model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model
     prompts: list, # texts to continue
     stop: list = (), # strings that end a text, not given out

@@ -242,7 +242,7 @@ def attention_modules(
     model, # GPT
 ) -> list: # one for each layer
     "The attention of each layer"
-    return [block.attention for block in model.gpt_neox.layers]
+    return [block.attention for block in model.blocks]
 
 # %% ../../nbs/engine/show.ipynb #cad0f05a
 def queries_and_keys(
@@ -251,9 +251,10 @@ def queries_and_keys(
     rotary: tuple, # cosine and sine
 ) -> tuple: # (B, H, T, D) each
     "Queries and keys as the module computes them"
-    B, T, C = x.shape
-    qkv = attention.query_key_value(x).view(B, T, -1, 3*attention.head_size).transpose(1, 2)
-    q, k, _ = qkv.chunk(3, dim=-1)
+    q, k, _ = attention.heads(x)
+    k = k.repeat_interleave(q.shape[1]//k.shape[1], dim=1)
+    if rotary is None:
+        return q, k
     return rotate(q, *rotary), rotate(k, *rotary)
 
 # %% ../../nbs/engine/show.ipynb #b4fec47c
@@ -442,7 +443,7 @@ def embedding_rows(
     model, # GPT
 ) -> torch.Tensor: # (V, C)
     "The embedding matrix"
-    return model.gpt_neox.embed_in.weight.detach().float().cpu()
+    return model.embed.weight.detach().float().cpu()
 
 # %% ../../nbs/engine/show.ipynb #c0d2c788
 def show_embeddings(

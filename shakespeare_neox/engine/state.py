@@ -968,7 +968,7 @@ def dry_run(
         for step in (1, 2, 3):
             float(train_step(run, step)[0])
         minutes = (time.perf_counter() - start)/3*c.train_iters/60
-    return "\n".join([summary(run.config, c.train_micro_batch_size_per_gpu),
+    return "\n".join([summary(run.config),
         f"data       {len(run.files['train']):>12,} tokens to train on, {len(run.files['valid']):,} to score",
         f"run        {tokens:>12,} tokens in {c.train_iters:,} steps, {tokens/len(run.files['train']):.1f} epochs",
         f"time       {minutes:>12,.1f} minutes, about, on this {run.accelerator.device.type} in {run.precision}, evaluations not counted"])

@@ -117,6 +117,15 @@ class Attention(nn.Module):
 
 # %% ../nbs/02_model.ipynb #0de10007
 @patch
+def heads(self: Attention,
+    x: torch.Tensor, # (B, T, C) the stream, normed
+) -> tuple: # queries (B, H, T, D), keys and values (B, H_kv, T, D)
+    "Queries, keys and values, cut into heads"
+    B, T, _ = x.shape
+    heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)
+    return heads.split(self.n_heads, dim=1)
+
+@patch
 def forward(self: Attention,
     x: torch.Tensor, # (B, T, C) the stream, normed
     rotary: tuple = None, # cosine and sine of the positions, as `rotate` takes them
@@ -124,16 +133,14 @@ def forward(self: Attention,
     cache=None, # keeps keys and values of earlier positions
 ) -> torch.Tensor: # (B, T, C)
     "What the other positions have to say"
-    B, T, C = x.shape
-    heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)
-    q, k, v = heads.split(self.n_heads, dim=1)               # (B, H or H_kv, T, D)
+    q, k, v = self.heads(x)
     if rotary is not None:
         q, k = rotate(q, *rotary), rotate(k, *rotary)
     if cache is not None:
         k, v = cache.update(self.layer, k, v)
     kernel = attend if plain_is_faster(q, k, self.onednn) else fused_attention
     y = kernel(q, k, v, mask, self.dropout if self.training else 0.0)
-    return self.out(y.transpose(1, 2).reshape(B, T, C))
+    return self.out(y.transpose(1, 2).reshape(x.shape))
 
 # %% ../nbs/02_model.ipynb #0de10008
 def relu2(x): return F.relu(x).square()

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['attend', 'rotary_table', 'rotate', 'Attention', 'RMSNorm', 'make_norm', 'relu2', 'activation_function', 'MLP',
-           'Block', 'init_weights', 'GPT', 'Cache', 'sample', 'ModelConfig', 'context_start', 'count_parameters',
+           'Block', 'init_weights', 'GPT', 'sample', 'Cache', 'ModelConfig', 'context_start', 'count_parameters',
            'flops_per_token', 'parameter_kinds', 'summary']
 
 # %% ../nbs/02_model.ipynb #6dbc78ac
-import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,19 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .engine.attention import fused_attention, place, plain_is_faster
-from .engine.settings import (ModelConfig, context_start, count_parameters,
-                                              flops_per_token, init_std, parameter_kinds, summary)
+from .engine.attention import Cache, fused_attention, place, plain_is_faster
+from shakespeare_neox.engine.settings import (  # noqa: F401
+    ModelConfig,
+    context_start,
+    count_parameters,
+    flops_per_token,
+    init_std,
+    parameter_kinds,
+    summary,
+)
 
-_all_ = ["ModelConfig", "context_start", "count_parameters", "flops_per_token", "parameter_kinds",
-         "summary"]                                  # a model's settings belong to it
+_all_ = ["Cache", "ModelConfig", "context_start", "count_parameters", "flops_per_token",
+         "parameter_kinds", "summary"]               # what belongs to a model
 
 # %% ../nbs/02_model.ipynb #608642be
 def attend(
@@ -124,7 +130,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
-    def forward(self, x):
+    def forward(self, x): # (..., C)
         "The normed x, same shape and type"
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = wide*torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
@@ -142,7 +148,9 @@ def make_norm(
     return norm
 
 # %% ../nbs/02_model.ipynb #163c6440
-def relu2(x): return F.relu(x).square()
+def relu2(x): # any tensor
+    "The square of ReLU"
+    return F.relu(x).square()
 
 def activation_function(
     config: ModelConfig, # its `activation` and `bias_gelu_fusion`
@@ -167,8 +175,8 @@ class MLP(nn.Module):
         self.down.writes_residual = True
         self.activation = activation_function(config)
 
-    def forward(self, x):
-        "(B, T, C) -> (B, T, C)"
+    def forward(self, x): # (B, T, C)
+        "What the letters make of what they have read, (B, T, C)"
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         return self.down(self.activation(self.gate(x))*self.up(x))
@@ -204,7 +212,10 @@ def init_weights(
         if isinstance(part, (nn.Linear, nn.Embedding)):
             writes = getattr(part, "writes_residual", False)
             method = config.output_layer_init_method if writes else config.init_method
-            nn.init.normal_(part.weight, std=init_std(method, config))
+            std = init_std(method, config)
+            if isinstance(part, nn.Embedding) and config.embedding_init_std is not None:
+                std = config.embedding_init_std
+            nn.init.normal_(part.weight, std=std)
             if getattr(part, "bias", None) is not None:
                 nn.init.zeros_(part.bias)
 
@@ -230,8 +241,6 @@ class GPT(nn.Module):
             self.head = nn.Linear(C, V, bias=False)
             self.head.kind = "head"
         init_weights(self, config)
-        if config.embedding_init_std is not None:
-            nn.init.normal_(self.embed.weight, std=config.embedding_init_std)
         self.make_tables()
 
 @patch
@@ -262,7 +271,6 @@ def rotary(self: GPT,
         return None
     return self.cos[positions][:, None], self.sin[positions][:, None]
 
-# %% ../nbs/02_model.ipynb #c6b9a9bb
 @patch
 def logits(self: GPT,
     x: torch.Tensor, # (B, T, C) the final stream, normed
@@ -296,57 +304,6 @@ def forward(self: GPT,
         x = block(x, rotary, seen, cache)
     return self.logits(self.final_norm(x), last)
 
-# %% ../nbs/02_model.ipynb #1bef2f50
-class Cache:
-    "Keys and values of the positions that were already computed; the slot is the position"
-    def __init__(self,
-        config: ModelConfig, # layers, heads of keys and values, head size
-        batch_size: int, # B, rows
-        length: int, # S, slots of a row
-        dtype: torch.dtype = torch.float32, # of the model
-        device: str = "cpu", # of the model
-    ):
-        shape = (config.num_layers, batch_size, config.num_kv_heads, length, config.head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
-        self.length = 0          # slots in use; the next token's position if rows are equally long
-        self.slots = None        # where the next keys go: a slice, or positions (B, 1, T, 1)
-        self.static = False      # whether attention reads all slots, as compiled code must
-
-    def update(self,
-        layer: int, # which block
-        k: torch.Tensor, # (B, H_kv, T, D) new keys
-        v: torch.Tensor, # (B, H_kv, T, D) new values
-    ) -> tuple: # keys, values: (B, H_kv, slots in use, D)
-        "Writes new keys and values into their slots, and returns all that are in use"
-        keys, values = self.keys[layer], self.values[layer]
-        for store, new in ((keys, k), (values, v)):
-            if isinstance(self.slots, slice):
-                store[:, :, self.slots] = new
-            else:
-                store.scatter_(2, self.slots.expand_as(new), new.to(store.dtype))
-        n = keys.shape[2] if self.static else self.length
-        return keys[:, :, :n], values[:, :, :n]
-
-# %% ../nbs/02_model.ipynb #e2c04755
-@patch
-def select(self: Cache,
-    rows: list, # which rows stay, in which order
-) -> Cache:
-    "A cache of some of the rows"
-    chosen = copy.copy(self)
-    chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
-    return chosen
-
-@patch
-def admit(self: Cache,
-    rows: list, # the rows that are given to others
-    new: Cache, # with as many rows, and no more slots
-):
-    "Copies the rows of another cache over some of this one's"
-    S = new.keys.shape[3]
-    self.keys[:, rows, :, :S], self.values[:, rows, :, :S] = new.keys, new.values
-
 # %% ../nbs/02_model.ipynb #8df71fa7
 @patch(cls_method=True)
 def from_pretrained(cls: GPT,
@@ -368,6 +325,14 @@ def save_pretrained(self: GPT,
     "Writes a folder that AutoModelForCausalLM and AutoTokenizer open as it is"
     from shakespeare_neox.engine.checkpoints import save_model
     save_model(self, folder, tokenizer, dtype, replace)
+
+@patch
+def use_onednn(self: GPT,
+    taken: bool = True, # whether oneDNN multiplies a CPU's fp32 matrices
+):
+    "Tells each block's attention about oneDNN, which decides the faster kernel on a CPU"
+    for block in self.blocks:
+        block.attention.onednn = taken
 
 # %% ../nbs/02_model.ipynb #1e40c962
 @torch.no_grad()
@@ -391,12 +356,3 @@ def sample(
             weights = (logits/temperature).softmax(-1)
             ids.append(int(torch.multinomial(weights, 1, generator=rng)))
     return ids
-
-# %% ../nbs/02_model.ipynb #5dd73746
-@patch
-def use_onednn(self: GPT,
-    taken: bool = True, # whether oneDNN multiplies a CPU's fp32 matrices
-):
-    "Tells each block's attention about oneDNN, which decides the faster kernel on a CPU"
-    for block in self.blocks:
-        block.attention.onednn = taken

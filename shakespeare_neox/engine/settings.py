@@ -47,7 +47,7 @@ class ModelConfig:
     init_method: InitMethod = "normal" # of most matrices; gpt-neox does not know zero
     output_layer_init_method: InitMethod = "scaled_normal" # of those that write to the stream
     init_method_std: float = 0.02 # for normal and scaled_normal
-    embedding_init_std: float = None # of fresh token embeddings; unknown to gpt-neox
+    embedding_init_std: float = None # of fresh embeddings; gpt-neox does not know it
     hidden_dropout: float = 0.0 # share of the stream that training drops
     attention_dropout: float = 0.0 # share of the attention weights that training drops
     make_vocab_size_divisible_by: int = 128 # the vocabulary is padded up to a multiple
@@ -178,11 +178,11 @@ def count_parameters(
     config: ModelConfig, # a model of any size: nothing is allocated
 ) -> dict: # part -> parameters
     "Parameters by part"
-    L, C, I = config.num_layers, config.hidden_size, config.mlp_size
+    L, C, width = config.num_layers, config.hidden_size, config.mlp_size
     rows = C + 2*config.num_kv_heads*config.head_size               # of qkv
     attention = C*rows + C*C + (rows + C)*config.use_bias_in_attn_linear
     inner = 2 if config.is_gated else 1                             # up, and perhaps gate
-    mlp = (inner + 1)*C*I + (inner*I + C)*config.use_bias_in_mlp
+    mlp = (inner + 1)*C*width + (inner*width + C)*config.use_bias_in_mlp
     norm = 2*C if config.norm == "layernorm" and config.use_bias_in_norms else C
     matrix = config.padded_vocab_size*C
     positions = config.max_position_embeddings*C if config.pos_emb == "learned" else 0

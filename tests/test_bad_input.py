@@ -14,7 +14,8 @@ from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 from shakespeare_neox.engine.serve import neox_generate_main as generate
 from shakespeare_neox.engine.recipe import load_config
 from shakespeare_neox.engine.tokens import neox_tokenizer_main as tokenizer
-from shakespeare_neox.engine.state import neox_train_main as train, saved_steps
+from shakespeare_neox.engine.run import neox_train_main as train
+from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.usefixtures("here")
 TEXT = "MARIAN:\nTo be a printer is to be in debt,\nAnd lead is heavier than any crown.\n\n"*40
@@ -151,7 +152,7 @@ MODEL = "num_layers: 1\nhidden_size: 32\nnum_attention_heads: 2\nseq_length: 32\
 
 @pytest.mark.parametrize("content,parts", [
     ("num_layers: [1\nhidden_size: 3\n", ["line 2", "not YAML"]), ("optimizer:\n\t- type\n", ["line 2", "not YAML"]), ("- 1\n- 2\n", ["list"]),
-    ("hello", ["str"]), ("", ["my.yml: is empty", "num_layers: 4"]), (MODEL, ["pos_emb", "rotary"]), (MODEL + "pos_emb: rotary\n", ["train_iters is not given"]),
+    ("hello", ["str"]), ("", ["my.yml: is empty", "num_layers: 4"]), (MODEL, ["train_iters is not given"]), (MODEL + "pos_emb: rotary\n", ["train_iters is not given"]),
     ("pos_emb: rotary\ntrain_iters: 3\ntrain_micro_batch_size_per_gpu: 2\n", ["num_layers is not given"]),
     ("num_layers: 1\nname: \a\n", ["my.yml, line 2: not YAML", "U+0007"]),
     ("num_layers: 1\n# é\n".encode("latin1"), ["my.yml, line 2: not UTF-8", "0xe9"]),
@@ -184,7 +185,7 @@ SETTINGS = """
     hidden_size=-32             hidden_size -32                     | num_attention_heads=0       num_attention_heads 0
     rotary_pct=0.2              rotary_pct 3 even                   | rotary_pct=0                rotary_pct even
     rotary_pct=2                rotary_pct 2.0                      | rotary_pct=.nan             rotary_pct nan
-    pos_emb=learned             pos_emb learned                     | norm=layernrm               norm nearest layernorm
+    pos_emb=alibi               pos_emb alibi                       | norm=layernrm               norm nearest layernorm
     activation=gelou            activation nearest gelu             | init_method=smal_init       nearest small_init
     hidden_dropout=1.5          hidden_dropout 1.5                  | attention_dropout=-1        attention_dropout
     intermediate_size=-2        intermediate_size -2                | padded_vocab_size=5         padded_vocab_size 5
@@ -527,7 +528,7 @@ def test_full_disk_in_the_log(monkeypatch, capsys):
 
 
 def test_config_repeats_a_run_wherever_it_lay(trained):
-    from shakespeare_neox.engine.state import load_config
+    from shakespeare_neox.engine.recipe import load_config
     assert load_config(str(trained/"config.yml")).train.save is None
 
 

@@ -40,5 +40,5 @@ def test_speaks_without_a_network(tmp_path):
     words = [sys.executable, "-c", "from shakespeare_neox.engine.serve import neox_generate_main as m; m()", "--prompt", "ROMEO:", "--max_new_tokens", "120"]
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("ROMEO:") and len(done.stdout) > 100 and "the model that came along" in done.stderr
+    assert done.stdout.startswith("ROMEO:") and len(done.stdout) > 100 and "the bundled model" in done.stderr
     assert not list(tmp_path.glob("cache/*"))

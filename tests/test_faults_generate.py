@@ -23,7 +23,7 @@ TEXT = "MARIAN:\nThe ink is dry, good master. Na\u00efve caf\u00e9, \u2603 and \
 def small():
     "A random model that writes any character of its table"
     tokenizer = train_tokenizer(TEXT)
-    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=32, vocab_size=tokenizer.vocab_size)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, pos_emb="rotary", seq_length=32, vocab_size=tokenizer.vocab_size)).eval()
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters(): p.data.normal_(std=0.5, generator=generator)
     return model, tokenizer
@@ -49,8 +49,8 @@ def one_line(error):
 # 23: a str is one text
 
 @pytest.mark.parametrize("write", [
-    lambda m, t, stop: generate(m, t, "The", stop=stop, max_new_tokens=60, seed=3), lambda m, t, stop: generate(m, t, ["The"], stop=stop, max_new_tokens=60, seed=3)[0],
-    lambda m, t, stop: "".join(stream(m, t, "The", stop=stop, max_new_tokens=60, seed=3)), lambda m, t, stop: next(generate_many(m, t, ["The"], stop=stop, max_new_tokens=60, seed=3))],
+    lambda m, t, stop: generate(m, t, "The", stop=stop, max_new_tokens=60, seed=6), lambda m, t, stop: generate(m, t, ["The"], stop=stop, max_new_tokens=60, seed=6)[0],
+    lambda m, t, stop: "".join(stream(m, t, "The", stop=stop, max_new_tokens=60, seed=6)), lambda m, t, stop: next(generate_many(m, t, ["The"], stop=stop, max_new_tokens=60, seed=6))],
     ids=["one", "several", "stream", "many"])
 def test_stop_as_a_str(write, small):
     whole = write(*small, ())
@@ -188,7 +188,7 @@ def words_backend(kind):
 
 def writes_words(tokenizer):
     "A random model that writes the first ids of a tokenizer"
-    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=64, vocab_size=tokenizer.vocab_size, no_weight_tying=True)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, pos_emb="rotary", seq_length=64, vocab_size=tokenizer.vocab_size, no_weight_tying=True)).eval()
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters(): p.data.normal_(std=0.5, generator=generator)
     return model
@@ -280,7 +280,7 @@ def test_logits_that_are_not_numbers(value, temperature, small):
 def test_cache_without_room():
     "A window and a batch that no memory holds: one line, not a crash of the allocator"
     tokenizer = train_tokenizer("abc\n")
-    model = GPT(ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1, seq_length=2, vocab_size=6, rotary_pct=0.25, max_position_embeddings=2**20)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1, pos_emb="rotary", seq_length=2, vocab_size=6, rotary_pct=0.25, max_position_embeddings=2**20)).eval()
     model.config.num_layers = 2**40                                             # as if it were as deep
     with pytest.raises(NeoxError, match="no memory.*batch_size") as error: next(generate_ids(model, tokenizer, [[2]], 2**30))
     one_line(error)
@@ -420,7 +420,7 @@ def test_a_run_that_is_saving_is_found(small, capsys):
 
 def test_without_any_run(capsys):
     out, err = succeeds(neox_generate_main, ["--prompt", "ROMEO:", "--max_new_tokens", "3"], capsys)
-    assert out.startswith("ROMEO:") and err.count("\n") == 1 and "the model that came along" in err
+    assert out.startswith("ROMEO:") and err.count("\n") == 1 and "the bundled model" in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")

@@ -152,6 +152,24 @@ def test_eval_batches_cover_once(n, T, B, seed):
     assert all((x[y >= 0] + 1 == y[y >= 0]).all() for x, y in pairs)
 
 
+@given(**SIZES, stride=st.integers(1, 40))
+def test_overlapping_windows_score_each_target_once(n, T, B, seed, stride):
+    "With a stride, each target counts once, and sees all of its window's tokens before it"
+    assume(stride <= T)
+    batches = list(eval_batches(np.arange(n), B, T, stride))
+    counted = [batch.y != -100 for batch in batches]
+    targets = np.concatenate([batch.y[counts].numpy() for batch, counts in zip(batches, counted)])
+    assert (targets == np.arange(1, n)).all()
+    context = np.concatenate([1 + np.nonzero(counts.numpy())[1] for counts in counted])
+    assert (context >= np.minimum(np.arange(1, n), T - stride + 1)).all()
+
+
+@pytest.mark.parametrize("stride", [0, -1, 9])
+def test_a_stride_that_leaves_gaps(stride):
+    with pytest.raises(NeoxError, match="stride of at most"):
+        next(eval_batches(np.arange(50), 2, 8, stride))
+
+
 class Stories:
     "A corpus of given documents, each in pieces of one size"
     name, parts = "stories", []

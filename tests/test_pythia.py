@@ -161,7 +161,8 @@ def test_char_level_tokenizer_means_bytes(tmp_path):
 
 def test_positions_default_to_learned(tmp_path):
     settings = pythia("70M"); del settings["pos_emb"]
-    with pytest.raises(NeoxError, match="gpt-neox's default, learned.*pos_emb: rotary"): load_config(write(tmp_path/"70M.yml", settings, False))
+    config = load_config(write(tmp_path/"70M.yml", settings, False)).model_config(TOKENIZER)
+    assert config.pos_emb == "learned" and sum(count_parameters(config).values()) == SIZES["70M"]["all"] + 2048*512
 
 
 def tiny(**settings):
@@ -188,7 +189,7 @@ def test_eval_iters_counts_batches(here):
 def test_first_loss_and_padded_ids(padding, rows):
     "A fresh model knows nothing of padding: its loss is ln of the padded size; and even where padded ids are by far the likeliest, none is drawn"
     torch.manual_seed(0)
-    model = GPT(ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, seq_length=64, vocab_size=65, rotary_pct=0.5,
+    model = GPT(ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, seq_length=64, vocab_size=65, pos_emb="rotary", rotary_pct=0.5,
                                 no_weight_tying=True, init_method="small_init", output_layer_init_method="wang_init", **padding)).eval()
     ids = torch.randint(65, (8, 65))
     logits = model(ids[:, :-1])

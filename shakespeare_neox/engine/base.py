@@ -1045,7 +1045,7 @@ def slow_import():
     finally:
         signal.signal(signal.SIGINT, former or signal.SIG_DFL)
 
-COMMANDS = dict(neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.state",
+COMMANDS = dict(neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run",
                 neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
                 neox_benchmark="benchmark")           # command -> its module in this package
 

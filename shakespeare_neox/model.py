@@ -19,18 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .engine.attention import Cache, fused_attention, place, plain_is_faster
-from shakespeare_neox.engine.settings import (  # noqa: F401
-    ModelConfig,
-    context_start,
-    count_parameters,
-    flops_per_token,
-    init_std,
-    parameter_kinds,
-    summary,
-)
-
-_all_ = ["Cache", "ModelConfig", "context_start", "count_parameters", "flops_per_token",
-         "parameter_kinds", "summary"]               # what belongs to a model
+from .engine.settings import ModelConfig, context_start, count_parameters, init_std
 
 # %% ../nbs/02_model.ipynb #608642be
 def attend(
@@ -201,6 +190,12 @@ class Block(nn.Module):
         attended = x + self.dropout(self.attention(self.norm_1(x), *context))
         read = x if self.parallel else attended
         return attended + self.dropout(self.mlp(self.norm_2(read)))
+
+# %% ../nbs/02_model.ipynb #ab2ed5dd
+from .engine.settings import flops_per_token, parameter_kinds, summary
+
+_all_ = ["Cache", "ModelConfig", "context_start", "count_parameters", "flops_per_token",
+         "parameter_kinds", "summary"]               # what belongs to a model
 
 # %% ../nbs/02_model.ipynb #54cfcecc
 def init_weights(

@@ -43,9 +43,10 @@ from .base import locked, nearest, new_file, new_folder, read_folder
 from .base import read_json, reason, say, set_aside, shown, validate
 from .base import write_whole
 from .corpora import download
+from .settings import LARGEST, MOST_LAYERS
 from .tokens import load_tokenizer
 from ..generate import known_ids
-from ..model import GPT, LARGEST, MOST_LAYERS, ModelConfig, count_parameters
+from ..model import GPT, ModelConfig, count_parameters
 
 # %% ../../nbs/engine/checkpoints.ipynb #7f0dacbe
 SHIPPED = "shakespeare"                      # the model inside the package

@@ -423,7 +423,7 @@ def test_training_does_not_change_a_recipe():
     opened.train.train_iters, opened.train.train_epochs = None, 1
     before = copy.deepcopy(opened)
     run = make_run(opened)
-    assert run.c.train_iters > 1 and run.c.gradient_accumulation_steps == 2
+    assert run.plan.n_steps > 1 and run.plan.passes == 2
     assert opened == before
 
 

@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATHS', 'PATTERNS', 'FIRST', 'MOST_BYTES', 'MOST_VALUES', 'MOST_DEPTH',
-           'TEXT_KEYS', 'ENDINGS', 'TEXTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING', 'OWN_KEYS',
-           'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock', 'ScheduleBlock',
-           'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing', 'NumberLoader',
-           'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'in_one_line',
-           'recipe_text', 'read_recipe', 'find_recipe', 'file_exists', 'parse_override', 'yaml_text', 'yaml_value',
-           'Settings', 'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts',
-           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe',
-           'check_trainable', 'check_size', 'ignored_in_blocks', 'key_rows', 'recipe_keys', 'learning_rate',
+           'TEXT_KEYS', 'ENDINGS', 'TEXT_SETTINGS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING',
+           'OWN_KEYS', 'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock',
+           'ScheduleBlock', 'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing',
+           'NumberLoader', 'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml',
+           'in_one_line', 'recipe_text', 'read_recipe', 'find_recipe', 'file_exists', 'parse_override', 'yaml_text',
+           'yaml_value', 'Settings', 'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes',
+           'names_of_texts', 'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of',
+           'make_recipe', 'check_trainable', 'check_size', 'ignored_in_blocks', 'key_rows', 'recipe_keys',
            'window_length']
 
 # %% ../../nbs/engine/recipe.ipynb #0bd27c0f
-import copy, json, math, os, re
+import copy
+import json
+import math
+import os
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +28,13 @@ from typing import Literal, get_args, get_origin
 import yaml
 from fastcore.basics import patch
 from fastcore.docments import docments
+
 from .base import (NeoxError, assets, check_settings, nearest,
-                                        plain_value, say, shown)
+                                          plain_value, say, shown)
 from .corpora import load_corpus
+from .optimizers import OPTIMIZERS
 from ..model import ModelConfig
-from ..optimizer import OPTIMIZERS
+from ..train import learning_rate as scheduled
 
 # %% ../../nbs/engine/recipe.ipynb #a5c802f6
 @dataclass
@@ -670,7 +676,7 @@ def yaml_value(
     return YamlReader(where).read(node, depth=1)
 
 # %% ../../nbs/engine/recipe.ipynb #116a4f35
-TEXTS = ("data_path", "train_data_paths")
+TEXT_SETTINGS = ("data_path", "train_data_paths")
 
 class Settings(dict):
     "Merged settings that know where each came from"
@@ -694,7 +700,7 @@ class Settings(dict):
         for name in leaf_names(new) if not lines else []:
             self.sources[name] = where
             self.note_blocks(name, where)
-        self.layers.setdefault(where, {}).update({name: new[name] for name in TEXTS if name in new})
+        self.layers.setdefault(where, {}).update({name: new[name] for name in TEXT_SETTINGS if name in new})
         if "vocab_file" in new:
             self.tokenizer_layer = where
 
@@ -987,17 +993,15 @@ def recipe_keys() -> dict: # key -> dict(default, meaning, choices, status), sta
     return dict(sorted(rows.items()))
 
 # %% ../../nbs/engine/recipe.ipynb #6f91b21d
-def learning_rate(
+@patch
+def learning_rate(self: TrainConfig,
     step: int, # counts from 0
-    c: TrainConfig, # its schedule
+    n_steps: int = None, # of the run, train_iters if not given
 ) -> float:
     "The learning rate at a step"
-    peak, total = c.rates["lr"], c.lr_decay_iters or c.train_iters
-    warmup, decay = c.warmup*total, (c.warmup + c.stable)*total
-    if warmup > 0 and step <= warmup: return peak*min(1.0, max(1, step)/warmup)
-    share = max(0.0, min(1.0, (step - decay)/max(1e-9, total - decay)))
-    decayed = dict(constant=peak, linear=peak*(1 - share), exponential=peak*math.exp(-0.693*share), cosine=c.min_lr + (peak - c.min_lr)/2*(1 + math.cos(math.pi*share)))
-    return max(decayed[c.lr_decay_style], c.min_lr)
+    total = self.lr_decay_iters or n_steps or self.train_iters
+    return scheduled(step, self.rates["lr"], total, self.warmup, self.stable,
+                     self.lr_decay_style, self.min_lr)
 
 # %% ../../nbs/engine/recipe.ipynb #d14710d9
 def window_length(

@@ -630,7 +630,7 @@ def test_advice_for_a_sample_prompt(prompt, capsys):
 
 # the recipes that ship, and the page of keys
 
-@pytest.mark.parametrize("path", sorted(assets("configs").glob("*.yml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(assets("configs").rglob("[!.]*.yml")), ids=lambda p: p.stem)
 def test_shipped_recipe(path, capsys):
     "It opens, alone or on shakespeare_cpu and fast, and no setting of it is ignored"
     own = read_recipe(path)

@@ -8,11 +8,11 @@ __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATHS', 'PATTERNS', 'FIRST',
            'OWN_KEYS', 'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock',
            'ScheduleBlock', 'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing',
            'NumberLoader', 'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml',
-           'in_one_line', 'recipe_text', 'read_recipe', 'find_recipe', 'file_exists', 'parse_override', 'yaml_text',
-           'yaml_value', 'Settings', 'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes',
-           'names_of_texts', 'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of',
-           'make_recipe', 'check_trainable', 'check_size', 'ignored_in_blocks', 'key_rows', 'recipe_keys',
-           'window_length']
+           'in_one_line', 'recipe_text', 'read_recipe', 'shipped_recipes', 'find_recipe', 'recipe_hint', 'file_exists',
+           'parse_override', 'yaml_text', 'yaml_value', 'Settings', 'leaf_names', 'merge', 'attention_kinds',
+           'sort_key', 'Recipe', 'read_recipes', 'names_of_texts', 'leave_tokenizer', 'fit_to_text', 'load_config',
+           'sort_settings', 'source_of', 'make_recipe', 'check_trainable', 'check_size', 'ignored_in_blocks',
+           'key_rows', 'recipe_keys', 'window_length']
 
 # %% ../../nbs/engine/recipe.ipynb #0bd27c0f
 import copy
@@ -602,26 +602,38 @@ def read_recipe(
     return read_yaml(recipe_text(path), str(path))
 
 # %% ../../nbs/engine/recipe.ipynb #1db9a228
+def shipped_recipes() -> dict: # name -> file
+    "The recipes that ship: in gpt-neox's keys alone, and in own/ those that only this library knows"
+    folder = assets("configs")
+    return {path.stem: path for path in [*folder.glob("*.yml"), *(folder/"own").glob("*.yml")]}
+
 def find_recipe(
     name: str, # a recipe that ships, or a path
 ) -> Path: # the file
     "Where a recipe lies"
-    path, known = Path(at_home(name)), {p.stem: p for p in assets("configs").glob("*.yml")}
-    if path.suffix not in (".yml", ".yaml"):
-        if name not in known:
-            hint = nearest(name[:80], known)
-            if file_exists(path):
-                hint = f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
-            elif "=" in name:
-                hint = "; in Python, settings are given by their names: train(\"quickstart\", train_iters=300)"
-            raise NeoxError(f"{in_one_line(name)}: no recipe of this name{hint}")
+    path, known = Path(at_home(name)), shipped_recipes()
+    if name in known:
         return known[name]
-    if path.name == name and path.stem in known and not file_exists(path):
+    if path.suffix not in (".yml", ".yaml"):
+        raise NeoxError(f"{in_one_line(name)}: no recipe of this name{recipe_hint(name, path, known)}")
+    if file_exists(path):
+        return path
+    if path.name == name and path.stem in known:
         return known[path.stem]
-    if not file_exists(path):
-        raise NeoxError(f"{in_one_line(name)}: no such recipe; check the path, or give a "
-                        f"recipe's name{nearest(path.stem, known)}")
-    return path
+    raise NeoxError(f"{in_one_line(name)}: no such recipe; check the path, or give a "
+                    f"recipe's name{nearest(path.stem, known)}")
+
+def recipe_hint(
+    name: str, # that no recipe has
+    path: Path, # the same as a path
+    known: dict, # name -> file of the recipes that ship
+) -> str:
+    "What may have been meant"
+    if file_exists(path):
+        return f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
+    if "=" in name:
+        return "; in Python, settings are given by their names: train(\"quickstart\", train_iters=300)"
+    return nearest(name[:80], known)
 
 def file_exists(
     path: Path, # as it was typed
@@ -795,14 +807,16 @@ def read_recipes(
 ) -> tuple: # name of the run, merged settings
     "Reads and merges recipes"
     if not recipes:
-        raise NeoxError("no recipe "
-                        f"given{nearest('', [p.stem for p in assets('configs').glob('*.yml')])}")
-    settings, paths = Settings(), [find_recipe(str(r)) for r in recipes]
+        raise NeoxError(f"no recipe given{nearest('', shipped_recipes())}")
+    settings, paths = Settings(), [find_recipe(str(recipe)) for recipe in recipes]
+    names = [path.name for path in paths]
     for path in paths:
-        where = path.name if [p.name for p in paths].count(path.name) == 1 else str(path)
+        where = path.name if names.count(path.name) == 1 else str(path)
         new, lines = read_lines(recipe_text(path), str(path))
         merge(settings, new, where, lines=lines)
-    return paths[0].parent.name + "-again" if paths[0].name == "config.yml" else paths[0].stem, settings
+    if names[0] == "config.yml":
+        return f"{paths[0].parent.name}-again", settings
+    return paths[0].stem, settings
 
 # %% ../../nbs/engine/recipe.ipynb #b10c0004
 def names_of_texts(

@@ -7,11 +7,11 @@ __all__ = ['neox_train_main', 'run_tokenizer', 'check_alphabet', 'check_apart', 
            'open_cached', 'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached',
            'passes_of', 'steps_in_epoch', 'first_character', 'prompt_of', 'make_plan', 'resident_ids', 'StepBatches',
            'open_run_data', 'check_processes', 'make_trainer', 'make_run', 'losses_within_memory', 'evaluate',
-           'mean_loss', 'is_due', 'logs', 'scores', 'saves', 'RunCallback', 'Signals', 'FiniteCheck', 'check_finite',
-           'Evaluation', 'sample_of', 'BestModel', 'find_lost_best', 'EarlyStop', 'EpochModels', 'SavedStates',
-           'LogLines', 'make_callbacks', 'pays_to_compile', 'compile_if_it_pays', 'train_recipe', 'train_run',
-           'open_folder', 'report', 'fit_and_log', 'facts_of', 'stop', 'result_of', 'train', 'seconds_for_a_step',
-           'dry_run', 'neox_train', 'carry_out']
+           'mean_loss', 'is_due', 'logs_now', 'scores_now', 'saves_now', 'RunCallback', 'Signals', 'FiniteCheck',
+           'check_finite', 'Evaluation', 'sample_of', 'BestModel', 'find_lost_best', 'EarlyStop', 'EpochModels',
+           'SavedStates', 'LogLines', 'make_callbacks', 'pays_to_compile', 'compile_if_it_pays', 'train_recipe',
+           'train_run', 'open_folder', 'try_report', 'fit_and_log', 'facts_of', 'stop', 'result_of', 'train',
+           'seconds_for_a_step', 'dry_run', 'neox_train', 'carry_out']
 
 # %% ../../nbs/engine/run.ipynb #9e8b7962
 import json
@@ -485,15 +485,15 @@ def is_due(
     "Whether something that happens now and then happens after this step"
     return bool(every) and run.step % every == 0
 
-def logs(run: Run) -> bool:
+def logs_now(run: Run) -> bool:
     "Whether this step is logged"
     return is_due(run, run.c.log_interval) or run.step == 1 or run.trainer.done
 
-def scores(run: Run) -> bool:
+def scores_now(run: Run) -> bool:
     "Whether the run is evaluated after this step"
     return is_due(run, run.c.eval_interval) or run.step == run.plan.n_steps
 
-def saves(run: Run) -> bool:
+def saves_now(run: Run) -> bool:
     "Whether a state is saved after this step"
     listed = run.step in (run.c.extra_save_iters or ())
     return is_due(run, run.c.checkpoint_factor) or listed or run.trainer.done
@@ -526,10 +526,10 @@ class FiniteCheck(RunCallback):
     "Stops a run whose loss or gradient is not a number; takes the time of the step"
     def step(self, trainer):
         run = self.run
-        if logs(run) and run.plan.n_processes > 1:
+        if logs_now(run) and run.plan.n_processes > 1:
             trainer.loss = run.accelerator.reduce(trainer.loss, "mean")
         on_cpu = run.accelerator.device.type == "cpu"       # where a look costs nothing
-        if on_cpu or logs(run) or scores(run) or saves(run):
+        if on_cpu or logs_now(run) or scores_now(run) or saves_now(run):
             check_finite(run, float(trainer.loss), float(trainer.gradient_norm))
         run.seconds += time.perf_counter() - trainer.began
 
@@ -549,7 +549,7 @@ class Evaluation(RunCallback):
     "Scores the run and writes a sample, every `eval_interval` steps"
     def step(self, trainer):
         run = self.run
-        if not scores(run):
+        if not scores_now(run):
             return
         check_folder(run)
         found = evaluate(run)
@@ -623,7 +623,7 @@ class SavedStates(RunCallback):
             save_state(self.run)
 
     def step(self, trainer):
-        if saves(self.run):
+        if saves_now(self.run):
             check_folder(self.run)
             save_state(self.run)
 
@@ -638,7 +638,7 @@ class LogLines(RunCallback):
 
     def step(self, trainer):
         run, (steps, seconds) = self.run, self.since
-        if not logs(run):
+        if not logs_now(run):
             return
         check_folder(run)
         tokens = run.plan.tokens_in_step*(run.step - steps)
@@ -728,7 +728,7 @@ def train_run(
             fit_and_log(run, log, callback, shown)
         result = result_of(run, log)
         if run.is_main and log.whole and (trained or not (run.folder/"report.md").exists()):
-            report(run)
+            try_report(run)
         run.accelerator.wait_for_everyone()                 # the folder is whole for all
     return result
 
@@ -740,7 +740,7 @@ def open_folder(
         say(f"{run.folder} is complete" if run.done else f"{run.folder} goes on from step {run.step:,}")
     return Log(run.folder/"log.jsonl", run.step, run.is_main)
 
-def report(
+def try_report(
     run: Run, # trained
 ):
     "Writes a run's report; the model is there without it"

@@ -225,14 +225,14 @@ def test_memory_does_not_grow_with_the_text():
     "From 10 to 200 MB of text, as one line, anonymous memory grows by at most 50 MB; ids equal those of the whole, where that fits"
     script = ("import sys, threading, time\nfrom shakespeare_neox.engine.tokens import neox_prepare_main\npeak, going = 0, True\n"
               "def watch():\n    global peak\n    while going:\n        peak = max(peak, next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))); time.sleep(.01)\n"
-              "t = threading.Thread(target=watch); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)")
+              "t = threading.Thread(target=watch, daemon=True); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)")
     if not Path("/proc/self/status").exists(): pytest.skip("needs Linux")
     text = load_corpus("sample").text.replace("\n", " ")
     Path("t").mkdir(); train_tokenizer(text, "bpe", 2000).save("t"); peaks = {}
     for megabytes in (10, 200):
         with open("long.txt", "w") as file:
             for _ in range(megabytes*10**6//len(text)): file.write(text)
-        done = subprocess.run([sys.executable, "-c", script, "long.txt", "--tokenizer_path", "t", "--out", "long"], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", script, "long.txt", "--tokenizer_path", "t", "--out", f"long{megabytes}"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks[megabytes] = int(done.stderr.split()[-1])/1024
     print(peaks)

@@ -33,6 +33,7 @@ import torch.distributed as dist
 from ..data import Batch, batch_starts, eval_batches, get_batch, windows
 from .base import (NeoxError, assets, cache_folder, command, is_main, is_ours,
                                           locked, new_folder, read_json, reason, say, write_whole)
+from .checkpoints import family_for
 from .corpora import Corpus, given_texts, load_corpus
 from .device import (LONG_RUN, DeviceTrainer, TorchSettings, check_alike,
                                             check_memory, compile_model, make_accelerator, memory_line,
@@ -413,6 +414,7 @@ def make_run(
 ) -> Run:
     "An instantiated run; writes nothing but the cache, leaves no setting changed"
     c = recipe.train
+    family_for(model.config if model else recipe.model_config(vocab_size=1))     # can it be saved?
     accelerator, precision = make_accelerator(c)
     data = data or open_run_data(recipe, accelerator, force)
     config = model.config if model else recipe.model_config(data.tokenizer.vocab_size)

@@ -9,7 +9,7 @@ __all__ = ['SIGNS', 'PART', 'TINTS', 'FRAME', 'RED', 'GROUPS', 'COLORS', 'NORMS'
            'draw_weights', 'check_choice', 'strongest', 'show_attention', 'principal_components', 'group_of',
            'known_tokens', 'chosen_tokens', 'nearest_tokens', 'draw_points', 'embedding_rows', 'show_embeddings',
            'draw_box', 'draw_path', 'attention_lines', 'mlp_lines', 'model_parts', 'draw_whole', 'draw_plus',
-           'draw_branch', 'draw_block', 'describe_model', 'draw_model']
+           'draw_branch', 'draw_block', 'describe_model', 'draw_model', 'show_numbers', 'show_rotation', 'show_caching']
 
 # %% ../../nbs/engine/show.ipynb #576b4ead
 import html
@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
+from ..data import Batch
 from .base import NeoxError, write_whole
 from .report import import_matplotlib
 from ..model import ModelConfig, count_parameters, rotate
+from ..train import token_losses
 
 # %% ../../nbs/engine/show.ipynb #f866ea75
 @dataclass
@@ -182,16 +184,15 @@ def surprise(
     "How little the model expected each token"
     check_ids(model, ids)
     longest = model.config.max_position_embeddings
-    ids = torch.tensor(ids, device=next(model.parameters()).device)
-    nats = torch.full(ids.shape, torch.nan)
+    ids = torch.tensor([ids], device=next(model.parameters()).device)
+    nats = torch.full(ids.shape[1:], torch.nan)
     start, done = 0, 1
-    while done < len(ids):
-        targets = ids[start + 1:start + longest + 1]
+    while done < len(nats):
+        end = min(start + longest + 1, len(nats))
+        batch = Batch(ids[:, start:end - 1], ids[:, start + 1:end])
         with evaluating(model):
-            log_p = model(ids[None, start:start + longest])[0].float().log_softmax(-1)
-        losses = -log_p[:len(targets)].gather(-1, targets[:, None])[:, 0]
-        end = start + 1 + len(targets)
-        nats[done:end] = losses[done - start - 1:].cpu()
+            losses, _ = token_losses(model, batch)
+        nats[done:end] = losses[0, done - start - 1:].float().cpu()
         start, done = start + max(1, longest//2), end
     return nats
 
@@ -240,22 +241,22 @@ def show_surprise(
 # %% ../../nbs/engine/show.ipynb #b08dce36
 def attention_modules(
     model, # GPT
-) -> list: # one for each layer
-    "The attention of each layer"
+) -> list: # one module for each block
+    "The attention of each block, from the bottom up"
     return [block.attention for block in model.blocks]
 
-# %% ../../nbs/engine/show.ipynb #cad0f05a
+# %% ../../nbs/engine/show.ipynb #7bf86434
 def queries_and_keys(
-    attention, # a layer's module
+    attention, # a block's module
     x: torch.Tensor, # (B, T, C) its input
-    rotary: tuple, # cosine and sine
+    rotary: tuple = None, # cosine and sine of the positions, if the model rotates
+    *context, # what the module takes besides
 ) -> tuple: # (B, H, T, D) each
-    "Queries and keys as the module computes them"
+    "Queries and keys as the module computes them; a shared key stands once for each query head"
     q, k, _ = attention.heads(x)
-    k = k.repeat_interleave(q.shape[1]//k.shape[1], dim=1)
-    if rotary is None:
-        return q, k
-    return rotate(q, *rotary), rotate(k, *rotary)
+    if rotary is not None:
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+    return q, k.repeat_interleave(q.shape[1]//k.shape[1], dim=1)
 
 # %% ../../nbs/engine/show.ipynb #b4fec47c
 def attention_weights(
@@ -266,13 +267,13 @@ def attention_weights(
     "The attention weights of a layer"
     check_ids(model, ids)
     kept = []
-    def listen(module, args, kwargs):
-        q, k = queries_and_keys(module, *args[:2])
+    def listen(module, args):
+        q, k = queries_and_keys(module, *args)
         scores = (q @ k.transpose(-2, -1)).float()/math.sqrt(q.shape[-1])
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         kept.append(scores.masked_fill(later, -torch.inf).softmax(-1)[0].cpu())
     attention = attention_modules(model)[layer]
-    handle = attention.register_forward_pre_hook(listen, with_kwargs=True)
+    handle = attention.register_forward_pre_hook(listen)
     try:
         with evaluating(model):
             model(torch.tensor([ids], device=next(model.parameters()).device))
@@ -503,7 +504,7 @@ def attention_lines(
 ) -> list: # str
     "What there is to say of a block's attention"
     C, heads = config.hidden_size, config.num_attention_heads
-    shared = getattr(config, "num_kv_heads", None) or heads
+    shared = config.num_kv_heads
     lines = ["attention", f"qkv {C:,} → {(heads + 2*shared)*config.head_size:,}",
              f"{heads} heads of {config.head_size}"]
     if shared < heads:
@@ -517,9 +518,9 @@ def mlp_lines(
     config: ModelConfig, # of the model
 ) -> list: # str
     "What there is to say of a block's MLP"
-    C, wide = config.hidden_size, getattr(config, "mlp_size", config.intermediate_size)
+    C, wide = config.hidden_size, config.mlp_size
     name = ACTIVATIONS[config.activation]
-    up = "up and gate" if name.endswith("GLU") else "up"
+    up = "up and gate" if config.is_gated else "up"
     return ["MLP", f"{up} {C:,} → {wide:,}", name, f"down {wide:,} → {C:,}"]
 
 # %% ../../nbs/engine/show.ipynb #3efa748a
@@ -637,3 +638,61 @@ def draw_model(
     draw_block(block, config)
     figure.suptitle(f"From token ids to logits, bottom to top: {total}; B sequences at once")
     return Picture(f"{total}\n{describe_model(config)}", figure=figure, values=parts)
+
+# %% ../../nbs/engine/show.ipynb #5a0b0002
+def show_numbers(
+    panels: dict, # title -> tensor of numbers, each with as many rows as the first
+    rows: str, # a letter or a name for each row; square tables have the same columns
+) -> Picture: # its values: the tables
+    "Small tables of numbers, side by side"
+    figure = new_figure(3.1*len(panels), 3.1)
+    for ax, (title, table) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        largest = table.abs().max().item()
+        ax.imshow(table.detach(), cmap="PuOr", vmin=-1.8*largest, vmax=1.8*largest)
+        for i, j in torch.cartesian_prod(*map(torch.arange, table.shape)).tolist():
+            ax.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", color="black")
+        square = table.shape[0] == table.shape[1] and title.split(",")[0] in ("score", "weight")
+        ax.set_xticks(range(table.shape[1]), rows if square else range(table.shape[1]))
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_title(title)
+        ax.set_xlabel("looked at" if square else "number")
+    text = "\n".join(f"{title}\n{table}" for title, table in panels.items())
+    return Picture(text, figure=figure, values=panels)
+
+# %% ../../nbs/engine/show.ipynb #5a0b0005
+def show_rotation(
+    turned: torch.Tensor, # (positions, d): the same vector at each position, rotated
+    n_pairs: int = 3, # how many pairs of numbers are drawn
+) -> Picture: # its values: the vectors
+    "Pairs of numbers as arrows that turn with the position"
+    half = turned.shape[1]//2
+    figure, colors = new_figure(3.1*n_pairs, 3.3), import_matplotlib().colormaps["viridis"]
+    for pair, ax in enumerate(figure.subplots(1, n_pairs)):
+        for position, row in enumerate(turned):
+            x, y = row[[pair, pair + half]].tolist()
+            color = colors(0.8*position/len(turned))
+            style = dict(arrowstyle="-|>", color=color, linewidth=1.5)
+            ax.annotate("", (x, y), (0, 0), arrowprops=style)
+            far = 1.12 + 0.16*(position % 2)
+            ax.text(far*x, far*y, position, ha="center", va="center", color=color)
+        ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xlabel=f"number {pair}",
+               ylabel=f"number {pair + half}",
+               title=f"pair {pair}, positions 0 to {len(turned) - 1}")
+    return Picture(f"{len(turned)} positions\n{turned}", figure=figure, values=turned)
+
+# %% ../../nbs/engine/show.ipynb #5a0b0008
+def show_caching(
+    n: int, # tokens that are written
+) -> Picture: # its values: keys computed without a cache, and with one
+    "Which keys are computed, and which are read, for each token that is written"
+    read = torch.ones(n, n).tril()
+    tables = {"without": 2*read, "with": read + torch.eye(n)}
+    counts = [int((table == 2).sum()) for table in tables.values()]
+    figure = new_figure(8, 3.6)
+    axes = figure.subplots(1, 2)
+    for ax, (name, table), count in zip(axes, tables.items(), counts, strict=True):
+        ax.imshow(table, cmap="Blues", vmin=0, vmax=2.6)
+        ax.set(xlabel="position of the key", ylabel="token that is written",
+               title=f"{name} a cache: {count} keys computed (dark)")
+    return Picture(f"keys computed: {counts[0]} without a cache, {counts[1]} with one",
+                   figure=figure, values=counts)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from .engine.base import NeoxError, command, reason, say, write_whole
 from .engine.corpora import load_corpus
-from .generate import generate_ids
+from .engine.decode import generate_ids
 from .model import GPT, ModelConfig
 from .engine.checkpoints import to_hf
 from .engine.recipe import load_config

@@ -4,7 +4,8 @@ import itertools, json
 import pytest
 import torch
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.generate import generate, generate_ids, pad_left
+from shakespeare_neox.engine.decode import generate_ids
+from shakespeare_neox.engine.serve import generate
 from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.tokenizer import train_tokenizer
 
@@ -150,7 +151,9 @@ def test_left_padding_equal(tokenizer, saved):
     "Rows of different length, padded on the left: logits, and the greedy continuation of the batch"
     model, hf, auto = saved
     rows = [tokenizer.encode(t) for t in ("ROMEO:\nBut, soft!", "It", "the sun.\n")]
-    ids, mask = pad_left(rows, tokenizer.pad_id)
+    T = max(map(len, rows))
+    ids = torch.tensor([[tokenizer.pad_id]*(T - len(r)) + r for r in rows])
+    mask = torch.tensor([[False]*(T - len(r)) + [True]*len(r) for r in rows])
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     a, b = model(ids, mask=mask), hf(ids, attention_mask=mask.long(), position_ids=positions).logits
     assert differ(a[mask], b[mask]) < 1e-5

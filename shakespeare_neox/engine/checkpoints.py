@@ -32,7 +32,7 @@ from shakespeare_neox.engine.base import (NeoxError, assets, cache_folder, hub_e
     nearest, new_file, new_folder, read_folder, read_json, reason, say, set_aside, shown, validate,
     write_whole)
 from .corpora import download
-from ..generate import known_ids
+from .decode import known_ids
 from .tokens import load_tokenizer
 from ..model import GPT, LARGEST, MOST_LAYERS, ModelConfig, count_parameters
 

@@ -10,7 +10,7 @@ from shakespeare_neox.engine.checkpoints import SHIPPED, pack
 from shakespeare_neox.model import GPT
 from shakespeare_neox.engine.report import model_card
 from shakespeare_neox.engine.tokens import load_tokenizer
-from shakespeare_neox.engine.state import train
+from shakespeare_neox.engine.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASES = "https://github.com/shakespeare-neox/shakespeare_neox/releases/download"

@@ -9,6 +9,7 @@ DIRECTIVES = {"default_exp", "export", "hide", "slow", "cuda", "network", "echo"
 PRIVATE = re.compile(r"/home/|/root/|/work/|/tmp/|/Users/|/content/|C:\\+Users|site-packages")
 QUARTO = re.compile(r"^:::.*|\{\{<.*|(?<=[\])\w \"'])\{[.#][A-Za-z][^}\n]*\}|(?<![\w`])@(?:fig|tbl|sec|eq|lst)-\w+|^---\s*$(?=\n\w+:)", re.M)
 SHOWS = ("print", "display", "plt.show", "show_doc", "Markdown", "HTML")            # calls that give an output whatever they are given
+GROUND = ("engine.base", "engine.settings", "engine.attention")   # of the engine, below the lessons
 READ = ("text/plain", "text/html", "text/markdown")
 
 
@@ -108,9 +109,11 @@ def in_imports(root: Path):
                 taken.setdefault(name, set()).add(module)
             if name in numbers and numbers[name] < 5:
                 opening = {"from_pretrained", "save_pretrained"} & set(inside)
-                allowed = module == "engine.base" or module == "engine.checkpoints" and opening
+                allowed = module in GROUND or module == "engine.checkpoints" and opening
                 if in_engine and not allowed:
-                    yield name, line, f"imports {module}: a lesson takes engine.base and earlier lessons alone"
+                    yield name, line, f"imports {module}: a lesson takes {', '.join(GROUND)} and earlier lessons alone"
+            if name in GROUND and module not in GROUND:
+                yield name, line, f"imports {module}: lessons stand on this page, it takes {', '.join(GROUND)} alone"
             if name in places and module in places and places[module] >= places[name]:
                 yield name, line, f"imports {module}, a later lesson"
             if name.startswith("engine.") and numbers.get(module, 0) > 4:

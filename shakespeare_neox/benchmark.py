@@ -24,7 +24,8 @@ from .model import GPT, ModelConfig
 from .engine.checkpoints import to_hf
 from .engine.recipe import load_config
 from .engine.report import import_matplotlib, write_figure
-from .engine.run import best_precision, has_bf16, score
+from .engine.device import best_precision, has_bf16
+from .engine.run import score
 
 # %% ../nbs/09_benchmark.ipynb #040a43e5
 @dataclass
@@ -165,7 +166,7 @@ def ours(
     if device == "cpu" != best_device():
         env = dict(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true", **env)
     shutil.rmtree(Path(folder)/"run", ignore_errors=True)
-    return watch([sys.executable, "-c", "from shakespeare_neox.engine.state import neox_train_main as m; m()", *words, "--checkpoint_dir", "run"], folder, pattern, **env)
+    return watch([sys.executable, "-c", "from shakespeare_neox.engine.run import neox_train_main as m; m()", *words, "--checkpoint_dir", "run"], folder, pattern, **env)
 
 # %% ../nbs/09_benchmark.ipynb #fd04a204
 def transformers_speed(

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from .engine.base import NeoxError
 
 # %% ../nbs/00_data.ipynb #df53c695

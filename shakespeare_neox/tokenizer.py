@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'UNIGRAM_SPLIT', 'PATIENCE', 'SLOW', 'VOCAB_SIZES', 'LEAST_SIZES', 'LARGEST_SIZE',
-           'character_backend', 'bpe_backend', 'stable_pieces', 'unigram_backend', 'Tokenizer', 'switched_on',
-           'train_tokenizer']
+           'character_backend', 'bpe_backend', 'stable_pieces', 'unigram_backend', 'Tokenizer', 'train_tokenizer']
 
 # %% ../nbs/01_tokenizer.ipynb #69698184
 SPECIAL_TOKENS = ["<|endoftext|>", "<|padding|>"]
@@ -23,14 +22,12 @@ def character_backend(
     return backend
 
 # %% ../nbs/01_tokenizer.ipynb #750b3ee3
-import hashlib
 import json
 from pathlib import Path
 
 from fastcore.basics import patch
 
-from .engine.base import (NeoxError, first_change, nearest, say_after, short_words,
-                                          text_lines)
+from .engine.base import NeoxError, first_change, nearest, say_after, text_lines
 
 # %% ../nbs/01_tokenizer.ipynb #83b93797
 def bpe_backend(
@@ -45,7 +42,7 @@ def bpe_backend(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    backend.train_from_iterator(short_words(lines), trainer)
+    backend.train_from_iterator(lines, trainer)
     return backend
 
 # %% ../nbs/01_tokenizer.ipynb #4bce9df0
@@ -110,28 +107,21 @@ class Tokenizer:
         return f"Tokenizer({self.kind}, {self.vocab_size:,} tokens, {ends})"
 
 # %% ../nbs/01_tokenizer.ipynb #a1c5d3a5
-def switched_on(
-    part: dict, # of a tokenizer.json
-) -> dict: # the same without what is off
-    "What two versions of a library write alike"
-    return {key: value for key, value in part.items() if value is not None and value is not False}
-
 @patch
 def set_ids(self: Tokenizer):
-    "Finds the kind, the ids with a role (None where no token has it), and the fingerprint"
-    spec = json.loads(self.backend.to_str(), object_hook=switched_on)
-    bpe = "byte-level BPE" if "ByteLevel" in str(spec.get("pre_tokenizer")) else "BPE"
-    names = dict(BPE=bpe if spec["model"].get("merges") else "characters", Unigram="unigram")
-    self.kind = names.get(spec["model"]["type"], spec["model"]["type"])
+    "Finds the kind, and the ids with a role: None where no token has it"
+    spec = json.loads(self.backend.to_str())
+    model = spec["model"]
+    bpe = "byte-level BPE" if "ByteLevel" in str(spec["pre_tokenizer"]) else "BPE"
+    names = dict(BPE=bpe if model.get("merges") else "characters", Unigram="unigram")
+    self.kind = names.get(model["type"], model["type"])
     ids = {role: self.backend.token_to_id(token) for role, token in self.roles.items()}
     self.eot_id, self.bos_id = ids.get("eos_token"), ids.get("bos_token")
-    self.pad_id = ids.get("pad_token")
-    self.unk_id = spec["model"].get("unk_id", ids.get("unk_token"))
-    marked = {token["id"] for token in spec["added_tokens"] if token.get("special")}
+    self.pad_id, self.unk_id = ids.get("pad_token"), ids.get("unk_token")
+    if model.get("unk_id") is not None:
+        self.unk_id = model["unk_id"]
+    marked = {token["id"] for token in spec["added_tokens"] if token["special"]}
     self.special_ids = (marked | {*ids.values(), self.unk_id}) - {None}
-    parts = [spec.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")]
-    made_of = json.dumps([parts, self.eot_id], sort_keys=True)
-    self.fingerprint = hashlib.sha256(made_of.encode()).hexdigest()
 
 # %% ../nbs/01_tokenizer.ipynb #5f1aec24
 @patch
@@ -183,22 +173,6 @@ def encode(self: Tokenizer,
 
 # %% ../nbs/01_tokenizer.ipynb #603246ed
 @patch
-def encode_many(self: Tokenizer,
-    texts: list, # each as for `encode`
-    starts: list = None, # where each begins in the whole text, for the error
-) -> list: # ids of each
-    "Ids of many texts, each decoded again and compared"
-    try:
-        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        ids = [each.ids for each in encoded]
-        back = self.backend.decode_batch(ids, skip_special_tokens=False)
-    except Exception:                           # one of them: which?
-        ids, back = zip(*map(self.round_trip, texts))
-    for each in zip(texts, ids, back, starts or [0]*len(texts)):
-        self.compare(*each)
-    return list(ids)
-
-@patch
 def decode(self: Tokenizer,
     ids: list, # token ids
 ) -> str:
@@ -225,7 +199,7 @@ def save(self: Tokenizer,
         (folder/name).write_bytes(content)
 
 # %% ../nbs/01_tokenizer.ipynb #6858e891
-VOCAB_SIZES = dict(char=None, bpe=4096, unigram=8000)    # kinds, and their sizes if none is asked for
+VOCAB_SIZES = dict(char=None, bpe=4096, unigram=8000)    # kinds, and their usual sizes
 LEAST_SIZES = dict(char=1, bpe=256 + len(SPECIAL_TOKENS), unigram=257 + len(SPECIAL_TOKENS))
 LARGEST_SIZE = 2**20
 
@@ -248,8 +222,9 @@ def train_tokenizer(
         backend = train(text_lines(text), size)
         most = backend.get_vocab_size()
         if most < size:
-            short = "it is too short to learn a piece; give" if most < least else f"give {most} or less, or"
-            raise NeoxError(f"vocab_size={size}: larger than this text supports; {short} more text")
+            fix = "it is too short to learn a piece" if most < least else f"give {most} or less"
+            raise NeoxError(f"vocab_size={size}: larger than this text supports; {fix}, "
+                            "or more text")
     backend.add_special_tokens(SPECIAL_TOKENS)
     end, padding = SPECIAL_TOKENS
     return Tokenizer(backend, dict(eos_token=end, bos_token=end, pad_token=padding))

@@ -14,7 +14,8 @@ from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 from shakespeare_neox.engine.serve import neox_generate_main as generate
 from shakespeare_neox.engine.recipe import load_config
 from shakespeare_neox.engine.tokens import neox_tokenizer_main as tokenizer
-from shakespeare_neox.engine.state import neox_train_main as train, saved_steps
+from shakespeare_neox.engine.run import neox_train_main as train
+from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.usefixtures("here")
 TEXT = "MARIAN:\nTo be a printer is to be in debt,\nAnd lead is heavier than any crown.\n\n"*40
@@ -527,7 +528,7 @@ def test_full_disk_in_the_log(monkeypatch, capsys):
 
 
 def test_config_repeats_a_run_wherever_it_lay(trained):
-    from shakespeare_neox.engine.state import load_config
+    from shakespeare_neox.engine.recipe import load_config
     assert load_config(str(trained/"config.yml")).train.save is None
 
 

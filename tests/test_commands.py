@@ -8,10 +8,10 @@ from conftest import TINY, succeeds, tree
 
 from shakespeare_neox.engine.tokens import neox_prepare_main
 from shakespeare_neox.engine.serve import neox_generate_main
-from shakespeare_neox.engine.state import neox_train_main
+from shakespeare_neox.engine.run import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="engine.state", neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve")
+COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="engine.run", neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve")
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"
 

@@ -12,7 +12,7 @@ from shakespeare_neox.engine.corpora import CORPORA, Corpus, load_corpus, own_fi
 from shakespeare_neox.engine.tokens import TokenFile, neox_prepare_main as prepare
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.tokenizer import train_tokenizer
-from shakespeare_neox.engine.state import neox_train_main as train
+from shakespeare_neox.engine.run import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
 STORIES = [f"Story {i}. The lamp spoke to the fox, and the fox said: {i*i}." for i in range(60)]
@@ -225,14 +225,14 @@ def test_memory_does_not_grow_with_the_text():
     "From 10 to 200 MB of text, as one line, anonymous memory grows by at most 50 MB; ids equal those of the whole, where that fits"
     script = ("import sys, threading, time\nfrom shakespeare_neox.engine.tokens import neox_prepare_main\npeak, going = 0, True\n"
               "def watch():\n    global peak\n    while going:\n        peak = max(peak, next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))); time.sleep(.01)\n"
-              "t = threading.Thread(target=watch); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)")
+              "t = threading.Thread(target=watch, daemon=True); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)")
     if not Path("/proc/self/status").exists(): pytest.skip("needs Linux")
     text = load_corpus("sample").text.replace("\n", " ")
     Path("t").mkdir(); train_tokenizer(text, "bpe", 2000).save("t"); peaks = {}
     for megabytes in (10, 200):
         with open("long.txt", "w") as file:
             for _ in range(megabytes*10**6//len(text)): file.write(text)
-        done = subprocess.run([sys.executable, "-c", script, "long.txt", "--tokenizer_path", "t", "--out", "long"], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", script, "long.txt", "--tokenizer_path", "t", "--out", f"long{megabytes}"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks[megabytes] = int(done.stderr.split()[-1])/1024
     print(peaks)
@@ -304,13 +304,13 @@ def test_activation_checkpointing_changes_nothing(trained, capsys):
 
 def test_twelve_billion_parameters_on_a_laptop(monkeypatch, capsys):
     "Refused before anything is allocated, with an estimate; --force tries"
-    import shakespeare_neox.engine.run as run_module
+    import shakespeare_neox.engine.device as device_module
     large = ["quickstart", "num_layers=36", "hidden_size=5120", "num_attention_heads=40", "seq_length=2048", "max_position_embeddings=2048"]
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 16*2**30)
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 16*2**30)
     start = time.perf_counter()
     line = refuses(train, large, capsys, "training this model needs about", "17 GB", "--force")
     assert int(line.split("needs about ")[1].split(" GB")[0]) > 180 and time.perf_counter() - start < 20 and not Path("runs").exists()
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 1000)
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 1000)
     refuses(train, ["quickstart", *TINY], capsys, "--force")
     assert "best" in succeeds(train, ["quickstart", *TINY, "--force"], capsys).out
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from shakespeare_neox.engine import run as run_module
+from shakespeare_neox.engine import device as device_module
 from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.engine.recipe import find_recipe, load_config
-from shakespeare_neox.engine.state import saved_steps, train
+from shakespeare_neox.engine.run import train
+from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun and signals as on POSIX")
 FILES = assets("configs")/"accelerate"
@@ -23,7 +24,7 @@ WORKER = '''
 import os, time, torch
 torch.set_default_dtype(torch.float64)
 from shakespeare_neox.engine import run
-from shakespeare_neox.engine.state import neox_train_main
+from shakespeare_neox.engine.run import neox_train_main
 if os.environ.get("SAME_BATCH"):
     real = run.get_batch; run.get_batch = lambda tokens, seed, i, *sizes: real(tokens, seed, i//2, *sizes)
 if os.environ.get("SLOW"):
@@ -244,7 +245,7 @@ def test_signal(home, dropout, who, number):
 
 def test_an_error_in_one_process(home):
     "The reason is told by the one that has it, and by torchrun"
-    (home/"bad.py").write_text(WORKER.replace("neox_train_main()", "from shakespeare_neox.engine import state as train\nfrom shakespeare_neox.engine.base import NeoxError\nreal = train.train_step\n"
+    (home/"bad.py").write_text(WORKER.replace("neox_train_main()", "from shakespeare_neox.engine import run as train\nfrom shakespeare_neox.engine.base import NeoxError\nreal = train.train_step\n"
         "def step(r, i):\n    if i == 5 and r.accelerator.process_index == 1: raise NeoxError('the ink has dried; dip the pen')\n    return real(r, i)\ntrain.train_step = step\nneox_train_main()"))
     started = Started(home, two(), "bad.py", "tiny.yml", "--checkpoint_dir", home/"bad")
     assert started.end() != 0
@@ -280,7 +281,7 @@ def test_fsdp_is_refused(home):
                                        (dict(ACCELERATE_MIXED_PRECISION="no", MASTER_ADDR="127.0.0.1"), "accelerate was asked for several processes and started one")])
 def test_what_a_launcher_asks_for(env, part, monkeypatch):
     for key, value in env.items(): monkeypatch.setenv(key, value)
-    with pytest.raises(NeoxError, match=part): run_module.make_accelerator(load_config("quickstart").train)
+    with pytest.raises(NeoxError, match=part): device_module.make_accelerator(load_config("quickstart").train)
 
 
 @pytest.mark.slow

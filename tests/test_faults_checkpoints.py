@@ -15,10 +15,10 @@ from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.serve import generate
 from shakespeare_neox.model import Attention, GPT, ModelConfig, count_parameters
 from shakespeare_neox.engine.checkpoints import find_folder
-from shakespeare_neox.engine.run import training_bytes
+from shakespeare_neox.engine.device import training_bytes
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.tokenizer import train_tokenizer
-from shakespeare_neox.engine.state import neox_train_main
+from shakespeare_neox.engine.run import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
 SIZES = dict(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=50, no_weight_tying=True, pos_emb="rotary")

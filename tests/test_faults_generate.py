@@ -50,8 +50,8 @@ def one_line(error):
 # 23: a str is one text
 
 @pytest.mark.parametrize("write", [
-    lambda m, t, stop: generate(m, t, "The", stop=stop, max_new_tokens=60, seed=3), lambda m, t, stop: generate(m, t, ["The"], stop=stop, max_new_tokens=60, seed=3)[0],
-    lambda m, t, stop: "".join(stream(m, t, "The", stop=stop, max_new_tokens=60, seed=3)), lambda m, t, stop: next(generate_many(m, t, ["The"], stop=stop, max_new_tokens=60, seed=3))],
+    lambda m, t, stop: generate(m, t, "The", stop=stop, max_new_tokens=60, seed=6), lambda m, t, stop: generate(m, t, ["The"], stop=stop, max_new_tokens=60, seed=6)[0],
+    lambda m, t, stop: "".join(stream(m, t, "The", stop=stop, max_new_tokens=60, seed=6)), lambda m, t, stop: next(generate_many(m, t, ["The"], stop=stop, max_new_tokens=60, seed=6))],
     ids=["one", "several", "stream", "many"])
 def test_stop_as_a_str(write, small):
     whole = write(*small, ())

@@ -420,7 +420,7 @@ TINY = dict(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=16, 
 
 
 def trains(save, callback=None, **more):
-    from shakespeare_neox.engine.state import train
+    from shakespeare_neox.engine.run import train
     return train("quickstart", save=str(save), shown="lines", callback=callback, **TINY, **more)
 
 

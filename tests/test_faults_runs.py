@@ -22,12 +22,13 @@ import torch
 from conftest import TINY, refuses, succeeds, tree
 from safetensors.torch import load_file, save_file
 
+import shakespeare_neox.engine.device as device_module
 import shakespeare_neox.engine.run as run_module
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 from shakespeare_neox.engine.recipe import load_config
-from shakespeare_neox.engine.run import evaluate, make_run, train_step
-from shakespeare_neox.engine.state import neox_train_main, saved_steps, train
+from shakespeare_neox.engine.run import evaluate, make_run, neox_train_main, train, train_step
+from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.usefixtures("here")
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and locks")
@@ -35,7 +36,7 @@ RUN = ["quickstart", *TINY, "keep_last_n_checkpoints=9", "--checkpoint_dir", "ru
 TEXT = "MARIAN:\nTo be a printer is to be in debt,\nAnd lead is heavier than any crown.\n\n"*40
 SMALL = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, max_position_embeddings=32, train_iters=8, eval_interval=4,
              checkpoint_factor=4, compile="off", sample_tokens=4, precision="fp32", hidden_dropout=0.0)
-COMMAND = [sys.executable, "-c", "from shakespeare_neox.engine.state import neox_train_main as m; m()"]
+COMMAND = [sys.executable, "-c", "from shakespeare_neox.engine.run import neox_train_main as m; m()"]
 
 
 def small(**settings): return load_config("quickstart", **{**SMALL, **settings})
@@ -256,8 +257,7 @@ def not_a_number(run_step):
 @pytest.mark.parametrize("settings", [dict(), dict(patience=1), dict(eval_interval=100), dict(average_steps=2), dict(checkpoint_epochs=True)], ids=str)
 def test_no_model_that_is_not_finite_is_kept(settings, monkeypatch, capsys):
     "Neither by an evaluation, nor by a state, nor at the end of patience"
-    import shakespeare_neox.engine.state as train_module
-    monkeypatch.setattr(train_module, "train_step", not_a_number(4))
+    monkeypatch.setattr(run_module, "train_step", not_a_number(4))
     with pytest.raises(NeoxError, match="is no longer finite|became nan"): train("quickstart", save="run", **{**SMALL, **settings})
     assert saved_steps("run") == [4]
     for file in Path("run").rglob("*.safetensors"):
@@ -294,10 +294,9 @@ def test_a_wrong_setting_leaves_no_folder(words, capsys):
 
 
 def test_a_failure_before_the_first_step_leaves_no_folder(monkeypatch, capsys):
-    import shakespeare_neox.engine.state as train_module
     def fails(run): raise NeoxError("the ink has dried; dip the pen")
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "compile_if_it_pays", fails)
+        patch.setattr(run_module, "compile_if_it_pays", fails)
         refuses(neox_train_main, [*RUN[:-1], "deep/run"], capsys, "the ink has dried")
         assert os.listdir() == []
         Path("empty").mkdir()
@@ -632,9 +631,8 @@ def test_the_folder_of_a_run_vanishes(kind, capsys):
 
 def test_best_is_removed_while_training(monkeypatch, capsys):
     "The next model is kept, though its score is worse, and log, result and report say what lies there"
-    import shakespeare_neox.engine.state as train_module
     scores = iter([3.0, 3.5])
-    monkeypatch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
+    monkeypatch.setattr(run_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
     result = train("quickstart", callback=during(4, lambda: shutil.rmtree("run/best")), save="run", **SMALL)
     assert "run/best: was removed; the model of step 8 is kept there" in capsys.readouterr().err
     assert [e["kept"] for e in events("run", "evaluation")] == [True, True]
@@ -659,10 +657,9 @@ def test_a_missing_best_of_a_complete_run(monkeypatch, capsys):
     shutil.rmtree("run/best")
     train("quickstart", save="run", **SMALL)
     assert Path("run/best/model.safetensors").read_bytes() == before and "it is written again from the state" in capsys.readouterr().err
-    import shakespeare_neox.engine.state as train_module
     scores = iter([3.0, 3.5])
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
+        patch.setattr(run_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
         train("quickstart", save="older", **SMALL)
     shutil.rmtree("older/best")
     with pytest.raises(NeoxError, match=r"older/best: is missing, the model of the best score so far \(step 4\), and the run is complete; use older/last"): train("quickstart", save="older", **SMALL)
@@ -670,11 +667,10 @@ def test_a_missing_best_of_a_complete_run(monkeypatch, capsys):
 
 def test_best_is_younger_than_the_state(monkeypatch, capsys):
     "After a kill: until the next evaluation best/ is not what the log says, then both agree, though the second try went worse"
-    import shakespeare_neox.engine.state as train_module
     class Killed(BaseException): pass
     def kill(): raise Killed
     scores = iter([3.0, 2.0, 3.5])
-    monkeypatch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
+    monkeypatch.setattr(run_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
     settings = {**SMALL, "train_iters": 12, "checkpoint_factor": 5, "eval_interval": 4}
     with pytest.raises(Killed): train("quickstart", callback=during(8, kill), save="run", **settings)
     assert saved_steps("run") == [5]
@@ -816,13 +812,12 @@ def test_a_run_that_ended_before_its_first_state(capsys):
 
 def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
     "Nothing is made in its former place"
-    import shakespeare_neox.engine.state as train_module
-    usual = train_module.evaluate
+    usual = run_module.evaluate
     def evaluate(run):
         if run.step == 4: os.rename("run", "moved")
         return usual(run)
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "evaluate", evaluate)
+        patch.setattr(run_module, "evaluate", evaluate)
         with pytest.raises(NeoxError, match="run: was removed, renamed or exchanged while it was trained; the run ends at step 4"):
             train("quickstart", save="run", **SMALL)
     assert not Path("run").exists()
@@ -834,7 +829,6 @@ def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
 def test_a_failing_run_cleans_up_before_it_lets_go(monkeypatch, capsys):
     "What the next run writes once the lock is free stays"
     import filelock
-    import shakespeare_neox.engine.state as train_module
     usual, after = filelock.FileLock.release, []
     def release(self, *args, **kwargs):
         usual(self, *args, **kwargs)
@@ -844,7 +838,7 @@ def test_a_failing_run_cleans_up_before_it_lets_go(monkeypatch, capsys):
             for name in ("config.yml", "log.jsonl", ".lock"): (Path("run")/name).write_text("of the next run")
     def fails(run): raise NeoxError("the ink has dried; dip the pen")
     monkeypatch.setattr(filelock.FileLock, "release", release)
-    monkeypatch.setattr(train_module, "compile_if_it_pays", fails)
+    monkeypatch.setattr(run_module, "compile_if_it_pays", fails)
     refuses(neox_train_main, RUN, capsys, "the ink has dried")
     assert after and {p.name: p.read_text() for p in Path("run").iterdir()} == dict.fromkeys(["config.yml", "log.jsonl", ".lock"], "of the next run")
 
@@ -899,14 +893,13 @@ def test_what_the_tensor_library_refuses_to_write(name, monkeypatch, capsys):
 @pytest.mark.parametrize("kind", FULL)
 def test_full_memory_while_a_sample_is_written(kind, monkeypatch, capsys):
     "A sample is worth no run"
-    import shakespeare_neox.engine.state as train_module
-    usual = train_module.sample
+    usual = run_module.sample
     def sample(*args, **kwargs):
         if not seen: seen.append(None); raise FULL[kind]
         return usual(*args, **kwargs)
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "sample", sample)
+        patch.setattr(run_module, "sample", sample)
         train("quickstart", save="run", **SMALL)
     assert capsys.readouterr().err.count("out of memory while a sample was written at step 4; the run goes on without it") == 1
     assert [bool(e["sample"]) for e in events("run", "evaluation")] == [False, True]
@@ -1001,7 +994,7 @@ def test_an_empty_validation(words, part, capsys):
 def test_a_large_vocabulary_is_weighed_before_it_is_made(monkeypatch, capsys):
     "The size of the vocabulary is known only once the data are open, and counts"
     seen = []
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 4_000_000)
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 4_000_000)
     monkeypatch.setattr(run_module, "GPT", lambda config: seen.append(config))
     from shakespeare_neox.tokenizer import train_tokenizer
     text = "".join(chr(n) for n in range(0x4E00, 0x4E00 + 20000)) + "\n"

@@ -14,7 +14,7 @@ from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.model import ModelConfig
 from shakespeare_neox.engine.recipe import (OWN_KEYS, TrainConfig, load_config, merge, parse_override, read_recipe, read_recipes,
                                      read_yaml, recipe_keys, sort_settings)
-from shakespeare_neox.engine.state import neox_train_main as train
+from shakespeare_neox.engine.run import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
 MODEL = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary")
@@ -65,7 +65,7 @@ def holds(line, *parts):
     (dict(fp16=dict(enabled=True, type="bfloat16"), bf16=dict(enabled=True)), "bf16"),
     (dict(fp16=dict(enabled=False), bf16=dict(enabled=True)), "bf16")], ids=str)
 def test_half_precision_of_a_block(blocks, meant):
-    from shakespeare_neox.engine.run import pick_precision
+    from shakespeare_neox.engine.device import pick_precision
     train_settings = load_config(recipe(**blocks)).train
     assert [name for name in ("fp16", "bf16") if train_settings.wants(name)] == [meant]*bool(meant)
     if meant:

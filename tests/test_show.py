@@ -14,8 +14,17 @@ from shakespeare_neox.tokenizer import train_tokenizer
 transformers = pytest.importorskip("transformers")
 VERSE = ("ROMEO:\nBut, soft! what light through yonder window breaks?\n"
          "It is the east & \"Juliet\" is <b>.\n")
-SIZES = dict(num_layers=2, hidden_size=48, num_attention_heads=3, seq_length=128, rotary_pct=0.5,
-             vocab_size=60)
+SIZES = dict(num_layers=2, hidden_size=48, num_attention_heads=4, seq_length=128, vocab_size=60)
+NEOX = dict(pos_emb="rotary", rotary_pct=0.5, gpt_j_residual=True)
+GPT2 = dict(bias_gelu_fusion=True)
+LLAMA = dict(pos_emb="rotary", norm="rmsnorm", activation="swiglu", num_kv_heads=2,
+             no_weight_tying=True, use_bias_in_attn_linear=False, use_bias_in_mlp=False)
+FAMILIES = dict(gpt_neox=NEOX, gpt2=GPT2, llama=LLAMA)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(**NEOX)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +46,11 @@ def random_model(**settings):
     return model
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request, tmp_path_factory):
     "A model and the same one as transformers opens it"
     folder = tmp_path_factory.mktemp("show")/"m"
-    model = random_model()
+    model = random_model(**FAMILIES[request.param])
     model.save_pretrained(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     return model, theirs.eval()
@@ -80,7 +89,7 @@ def test_wrong_variants_of_attention_are_seen(both, characters, monkeypatch):
     ids = characters.encode(VERSE)[:100]
     expected = theirs(torch.tensor([ids]), output_attentions=True).attentions[0][0]
     right = show.queries_and_keys
-    for wrong in (lambda q, k: (2*q, k), lambda q, k: (k, q), lambda q, k: (q.roll(1, 1), k),
+    for wrong in (lambda q, k: (2*q, k), lambda q, k: (q.flip(1), k), lambda q, k: (k, q),
                   lambda q, k: (q, k.roll(1, 2))):
         monkeypatch.setattr(show, "queries_and_keys",
                             lambda *args, wrong=wrong: wrong(*right(*args)))
@@ -115,8 +124,8 @@ def test_a_text_longer_than_the_context_is_scored_token_by_token(characters):
     assert model.training
 
 
-def test_surprise_picture(both, characters):
-    shown = show.show_surprise(both[0], characters, VERSE)
+def test_surprise_picture(model, characters):
+    shown = show.show_surprise(model, characters, VERSE)
     texts, nats = zip(*shown.values)
     assert "".join(texts) == VERSE
     mean = f"{np.nanmean(nats):.2f} nats"
@@ -171,8 +180,8 @@ def test_parts_of_characters(pairs):
     assert show.token_texts(pairs, [pairs.eot_id]) == [f"⟨{pairs.eot_id}⟩"]
 
 
-def test_what_is_left_out_is_said(both, characters):
-    model, said = both[0], f"the first 7 of {len(characters.encode(VERSE)):,} tokens"
+def test_what_is_left_out_is_said(model, characters):
+    said = f"the first 7 of {len(characters.encode(VERSE)):,} tokens"
     for shown in (show.show_tokens(characters, VERSE, longest=7),
                   show.show_surprise(model, characters, VERSE, longest=7)):
         assert said in shown.text and said in shown.html
@@ -205,8 +214,9 @@ def test_embeddings_of_words(pairs):
     assert f"{len(shown.values)} of {pairs.vocab_size} tokens" in shown.text
 
 
-CONFIGS = [dict(), dict(gpt_j_residual=True), dict(no_weight_tying=True),
-           dict(activation="relu2", intermediate_size=77)]
+CONFIGS = [*FAMILIES.values(), dict(gpt_j_residual=True), dict(pos_emb="none"),
+           dict(activation="geglu", mlp_multiple_of=64), dict(activation="relu2"),
+           {**LLAMA, "gpt_j_residual": True}]
 
 
 @pytest.mark.parametrize("settings", CONFIGS, ids=str)
@@ -218,7 +228,21 @@ def test_a_drawn_model_is_the_model(settings):
     written = " ".join(t.get_text() for ax in drawn.figure.axes for t in ax.texts)
     for part in ("embed", "final_norm", "head", "norm_1", "norm_2", "attention", "MLP"):
         assert part in written and part in drawn.text
-    assert ("parallel" in drawn.text) == model.config.gpt_j_residual
+    config, block = model.config, model.blocks[0]
+    titles = " ".join(ax.get_title() for ax in drawn.figure.axes)
+    for words, there in [("parallel", config.gpt_j_residual),
+                         ("position_embed", hasattr(model, "position_embed")),
+                         ("RMSNorm", config.norm == "rmsnorm"),
+                         ("rotary", config.pos_emb == "rotary"),
+                         ("up and gate", block.mlp.gate is not None),
+                         ("again", not hasattr(model, "head")),
+                         ("heads of keys", config.num_kv_heads < config.num_attention_heads)]:
+        assert (words in f"{written} {titles}") == (words in drawn.text) == there, words
+    for name in ("qkv", "out"):
+        wide, narrow = getattr(block.attention, name).weight.shape
+        assert f"{name} {narrow:,} → {wide:,}" in written
+    wide, narrow = block.mlp.up.weight.shape
+    assert f"{narrow:,} → {wide:,}" in written and f"down {wide:,} → {narrow:,}" in written
 
 
 def boxes_apart(figure):
@@ -254,25 +278,25 @@ def test_text_on_colour_can_be_read(page, ink):
         assert (light + 0.05)/(dark + 0.05) >= 4.5, color
 
 
-def test_figures_follow_a_dark_style(both, characters):
+def test_figures_follow_a_dark_style(model, characters):
     import matplotlib.style
     with matplotlib.style.context("dark_background"):
-        drawn = show.draw_model(both[0].config)
+        drawn = show.draw_model(model.config)
         assert matplotlib.colors.to_hex(drawn.figure.get_facecolor()) == "#000000"
         assert matplotlib.colors.to_hex(drawn.figure.axes[1].lines[0].get_color()) == "#ffffff"
     assert drawn._repr_png_().startswith(b"\x89PNG")
 
 
-def test_no_window_and_no_backend(both, characters):
+def test_no_window_and_no_backend(model, characters):
     import matplotlib.pyplot as plt
     before = plt.get_fignums()
-    show.show_attention(both[0], characters, VERSE)
-    show.draw_model(both[0].config)
+    show.show_attention(model, characters, VERSE)
+    show.draw_model(model.config)
     assert plt.get_fignums() == before
 
 
-def test_save(tmp_path, both, characters):
-    tokens, drawn = show.show_tokens(characters, VERSE), show.draw_model(both[0].config)
+def test_save(tmp_path, model, characters):
+    tokens, drawn = show.show_tokens(characters, VERSE), show.draw_model(model.config)
     assert "charset" in tokens.save(tmp_path/"tokens.html").read_text("utf-8")
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
         assert drawn.save(tmp_path/f"m.{kind}").read_bytes().startswith(start)
@@ -295,7 +319,7 @@ OTHER = "tokenizer of the same folder"
     (lambda m, t: show.show_attention(m, t, VERSE, head="all"), "head: this model has no 'all'"),
     (lambda m, t: show.show_surprise(m, train_tokenizer(VERSE*20, "bpe", 290), VERSE), OTHER),
     (lambda m, t: show.show_embeddings(m, train_tokenizer(VERSE*20, "bpe", 290)), OTHER)])
-def test_errors_are_one_line(call, said, both, characters):
+def test_errors_are_one_line(call, said, model, characters):
     with pytest.raises(NeoxError, match=re.escape(said)) as e:
-        call(both[0], characters)
+        call(model, characters)
     assert "\n" not in str(e.value)

@@ -82,9 +82,9 @@ def test_definition(docs):
 
 def test_notes_of_all_parameters(docs):
     "Those behind stars and under a decorator, too; a method without a word is left to the code"
-    assert re.search(r"\| `overrides` \|[ |]+settings that override the recipes \|", docs.api("shakespeare_neox.engine.state", "train"))
+    assert re.search(r"\| `overrides` \|[ |]+settings that override the recipes \|", docs.api("shakespeare_neox.engine.run", "train"))
     assert "| `n_tokens` | `int` | length of the token file |" in docs.api("shakespeare_neox.data", "windows")
-    assert "{py:method} Run.done" not in docs.api("shakespeare_neox.engine.run", "Run")
+    assert "{py:method} Run.done" not in docs.api("shakespeare_neox.engine.state", "Run")
 
 
 def test_code_on_a_narrow_screen(docs):
@@ -100,7 +100,7 @@ def test_flags_stay_whole(docs):
 
 
 def test_every_page_has_its_place(docs):
-    assert docs.sections(["index", "02_model", "map"]) == {"Start": ["index"], "Build the model": ["02_model"], "Reference": ["map"]}
+    assert docs.sections(["index", "02_model", "map"]) == {"Start": ["index"], "Lessons": ["02_model"], "Reference": ["map"]}
     assert docs.sections(["09_speed"]) == {"Benchmarks": ["09_speed"]}
     with pytest.raises(docs.SiteError, match="nbs/essay.ipynb"): docs.sections(["index", "essay"])
 
@@ -171,7 +171,7 @@ def test_every_link_and_anchor_leads_somewhere(site, browser):
     assert {"train_iters", "optimizer.type", "optimizer.params.lr", "zero_optimization"} <= ids[f"{address}/reference/recipe_keys.html"]
     visit(browser, f"{address}/map.html")
     browser.execute_script("[...document.querySelectorAll('a')].find(a => a.href.endsWith('#the-step')).click()")
-    assert until(browser, "return location.pathname == '/run.html' && Math.abs(document.querySelector('#the-step').getBoundingClientRect().top) < 300")
+    assert until(browser, "return location.pathname == '/engine/run.html' && Math.abs(document.querySelector('#the-step').getBoundingClientRect().top) < 300")
 
 
 def test_search_finds_rotary(site, browser):
@@ -226,7 +226,7 @@ def axe(tmp_path_factory):
 @pytest.mark.parametrize("part", ["some", pytest.param("all", marks=pytest.mark.slow)])
 def test_axe_finds_no_serious_fault(site, browser, axe, theme, part):
     faults = []
-    for page in ["index.html", "tutorials/datasets.html", "reference/commands.html", "base.html"] if part == "some" else pages(site[0]):
+    for page in ["index.html", "tutorials/datasets.html", "reference/commands.html", "engine/base.html"] if part == "some" else pages(site[0]):
         visit(browser, f"{site[1]}/{page}", theme=theme)
         browser.execute_script("document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none !important}</style>')")     # colours as they stay
         browser.execute_script(axe)

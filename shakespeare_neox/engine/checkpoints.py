@@ -8,7 +8,7 @@ __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX
            'LlamaConfig', 'Stored', 'Transposed', 'PerHead', 'Separate', 'Family', 'choice_of', 'misfits', 'family_for',
            'special_ids', 'rotary_to_hf', 'to_hf', 'rotary_from_hf', 'check_only', 'settings_from_hf', 'family_of',
            'from_hf', 'Place', 'WithoutInit', 'on_meta', 'places', 'check_dtype', 'stored_as', 'packed', 'write_json',
-           'ends', 'as_ids', 'write_model', 'save_model', 'WeightIndex', 'missing_weights', 'weight_files',
+           'as_ids', 'ends', 'write_model', 'save_model', 'WeightIndex', 'missing_weights', 'weight_files',
            'open_weights', 'StoredWeight', 'full_name', 'stored_weights', 'check_layers', 'matrix_names',
            'check_weights', 'check_weight', 'rotary_bytes', 'check_room', 'check_converted', 'WeightReader',
            'read_weights', 'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation', 'read_model',
@@ -28,9 +28,9 @@ import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
 from torch.overrides import TorchFunctionMode
 
-from shakespeare_neox.engine.base import (NeoxError, assets, cache_folder, hub_error, is_ours, locked,
-    nearest, new_file, new_folder, read_folder, read_json, reason, say, set_aside, shown, validate,
-    write_whole)
+from .base import (NeoxError, assets, cache_folder, hub_error, is_ours,
+                                          locked, nearest, new_file, new_folder, read_folder, read_json,
+                                          reason, say, set_aside, shown, validate, write_whole)
 from .corpora import download
 from .decode import known_ids
 from .tokens import load_tokenizer
@@ -59,6 +59,7 @@ class HFConfig:
     use_bias_in_norms: bool = True
     use_bias_in_attn_linear: bool = True
 
+# %% ../../nbs/engine/checkpoints.ipynb #14e4b44c
 @dataclass(kw_only=True)
 class HFRotary:
     "What a config.json says of rotary positions"
@@ -67,7 +68,7 @@ class HFRotary:
     rope_theta: Base | None = None
     partial_rotary_factor: Share | None = None
 
-# %% ../../nbs/engine/checkpoints.ipynb #14e4b44c
+# %% ../../nbs/engine/checkpoints.ipynb #1f3e07b9
 @dataclass(kw_only=True)
 class NeoXConfig(HFConfig):
     "What this library reads of a GPT-NeoX's config.json"
@@ -88,7 +89,7 @@ class NeoXConfig(HFConfig):
     hidden_dropout: Share = 0.0
     attention_dropout: Share = 0.0
 
-# %% ../../nbs/engine/checkpoints.ipynb #1f3e07b9
+# %% ../../nbs/engine/checkpoints.ipynb #f7988f66
 @dataclass(kw_only=True)
 class GPT2Config(HFConfig):
     "What this library reads of a GPT-2's config.json"
@@ -106,7 +107,7 @@ class GPT2Config(HFConfig):
     scale_attn_by_inverse_layer_idx: bool = False
     add_cross_attention: bool = False
 
-# %% ../../nbs/engine/checkpoints.ipynb #f7988f66
+# %% ../../nbs/engine/checkpoints.ipynb #77cc2ed3
 @dataclass(kw_only=True)
 class LlamaConfig(HFConfig):
     "What this library reads of a LLaMA's config.json"
@@ -144,6 +145,7 @@ class Stored:
         "Their parameters from ours"
         return [ours]
 
+# %% ../../nbs/engine/checkpoints.ipynb #c957db8a
 class Transposed(Stored):
     "A matrix stored with its inputs first, as GPT-2's Conv1D does"
     def join(self, parts, config): return parts[0].t()
@@ -160,6 +162,7 @@ class PerHead(Stored):
         shape = (3, config.num_attention_heads, config.head_size)
         return [ours.unflatten(0, shape).transpose(0, 1).flatten(0, 2)]
 
+# %% ../../nbs/engine/checkpoints.ipynb #143e1b3c
 class Separate(Stored):
     "Queries, keys and values in matrices of their own, as in LLaMA"
     def join(self, parts, config): return torch.cat(parts)
@@ -183,7 +186,9 @@ class Family:
     activations: dict # the class's name -> our `activation` and `bias_gelu_fusion`
     weights: dict # our layer -> how it is stored
     only: dict # other keys of config.json -> the only value that opens
+    default_end: int = None # id of the end of text that the class takes where none was chosen
 
+# %% ../../nbs/engine/checkpoints.ipynb #e98d02ec
 PLAIN = dict(relu=("relu", False), silu=("silu", False), swish=("silu", False),
              relu2=("relu2", False), gelu=("gelu", False))
 TANH = dict.fromkeys(["gelu_pytorch_tanh", "gelu_new", "gelu_fast"], ("gelu", True))
@@ -231,7 +236,8 @@ GPT2 = Family("gpt2", "GPT2LMHeadModel", GPT2Config,
         "blocks.*.mlp.up": Transposed("transformer.h.*.mlp.c_fc"),
         "blocks.*.mlp.down": Transposed("transformer.h.*.mlp.c_proj"),
         "final_norm": Stored("transformer.ln_f"),
-        "head": Stored("lm_head")})
+        "head": Stored("lm_head")},
+    default_end=50256)
 
 # %% ../../nbs/engine/checkpoints.ipynb #5a57d829
 LLAMA = Family("llama", "LlamaForCausalLM", LlamaConfig,
@@ -270,6 +276,7 @@ def choice_of(
     names = [name for name, ours in family.activations.items() if ours == wanted]
     return names[0] if names else None
 
+# %% ../../nbs/engine/checkpoints.ipynb #d9e92c3e
 def misfits(
     family: Family, # one of `FAMILIES`
     config: ModelConfig, # ours
@@ -310,6 +317,7 @@ def special_ids(
     return dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eot_id,
                 pad_token_id=tokenizer.pad_id)
 
+# %% ../../nbs/engine/checkpoints.ipynb #89ec9f36
 def rotary_to_hf(
     family: Family, # of the model
     config: ModelConfig, # ours
@@ -430,6 +438,7 @@ def family_of(
                         f"{', '.join(FAMILIES)}")
     return FAMILIES[name]
 
+# %% ../../nbs/engine/checkpoints.ipynb #dd6bad99
 def from_hf(
     hf: dict, # the content of a config.json
     where: str = "config.json", # its path, for errors
@@ -452,6 +461,7 @@ class Place:
     shapes: list # of each
     packing: Stored # joins and splits them
 
+# %% ../../nbs/engine/checkpoints.ipynb #19f46b8b
 class WithoutInit(TorchFunctionMode):
     "Leaves the weights of fresh modules unset, since others take their place"
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -470,6 +480,7 @@ def on_meta(
         raise NeoxError("the sizes do not fit into any memory; lower hidden_size, "
                         "intermediate_size or vocab_size") from None
 
+# %% ../../nbs/engine/checkpoints.ipynb #d50c7a61
 def places(
     family: Family, # one of `FAMILIES`
     config: ModelConfig, # ours
@@ -497,6 +508,7 @@ def check_dtype(
         raise NeoxError(f"dtype: weights cannot be {dtype}; give torch.float32, torch.float16, "
                         "torch.bfloat16 or torch.float64")
 
+# %% ../../nbs/engine/checkpoints.ipynb #bf20ddc7
 def stored_as(
     name: str, # of a weight, for the error
     tensor: torch.Tensor, # it
@@ -509,6 +521,7 @@ def stored_as(
                         "store the model as torch.float32")
     return stored
 
+# %% ../../nbs/engine/checkpoints.ipynb #a54abb36
 def packed(
     model: GPT, # ours
     dtype, # of the file
@@ -529,6 +542,16 @@ def write_json(
     "Writes a JSON file as a person reads it"
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
+# %% ../../nbs/engine/checkpoints.ipynb #6731dd90
+def as_ids(
+    named, # an id, several, or None
+) -> list: # of ids
+    "The ids that a setting names"
+    if named is None:
+        return []
+    return [named] if isinstance(named, int) else list(named)
+
+# %% ../../nbs/engine/checkpoints.ipynb #13830d9e
 def ends(
     model: GPT, # with what its folder named
     tokenizer=None, # of the model
@@ -543,14 +566,6 @@ def ends(
     if len(ids) == 1:
         return ids[0]
     return ids or None
-
-def as_ids(
-    named, # an id, several, or None
-) -> list: # of ids
-    "The ids that a setting names"
-    if named is None:
-        return []
-    return [named] if isinstance(named, int) else list(named)
 
 # %% ../../nbs/engine/checkpoints.ipynb #254678e4
 def write_model(
@@ -577,6 +592,7 @@ def write_model(
     if tokenizer is not None:
         tokenizer.save(folder)
 
+# %% ../../nbs/engine/checkpoints.ipynb #448ed841
 def save_model(
     model: GPT, # of any of the three families
     folder: Path, # appears whole, or not at all
@@ -594,6 +610,7 @@ class WeightIndex:
     "What this library reads of a model.safetensors.index.json"
     weight_map: dict[str, str]
 
+# %% ../../nbs/engine/checkpoints.ipynb #ed21b3f0
 def missing_weights(
     folder: Path, # without safetensors
 ) -> NeoxError:
@@ -606,6 +623,7 @@ def missing_weights(
     return NeoxError(f"{folder}: no model.safetensors in it, the checkpoint is half-written or of "
                      "another kind")
 
+# %% ../../nbs/engine/checkpoints.ipynb #c47ca985
 def weight_files(
     folder: Path, # a model folder
 ) -> dict: # file -> names that an index says it holds, None where there is no index
@@ -654,6 +672,7 @@ def open_weights(
 OLD_BUFFERS = (".attention.bias", ".attn.bias", ".masked_bias", ".rotary_emb.inv_freq")
 WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")                               # safetensors' names
 
+# %% ../../nbs/engine/checkpoints.ipynb #6a08fb4a
 @dataclass
 class StoredWeight:
     "Where a weight lies, as a file's header says"
@@ -662,6 +681,7 @@ class StoredWeight:
     kind: str # of number, in safetensors' words
     shape: tuple # of the tensor
 
+# %% ../../nbs/engine/checkpoints.ipynb #4d7acdd3
 def full_name(
     family: Family, # of the folder
     name: str, # as a file has it
@@ -675,6 +695,7 @@ def full_name(
         return name.replace("lm_head", head, 1)
     return f"{prefix}.{name}" if name.split(".")[0] in inside else name
 
+# %% ../../nbs/engine/checkpoints.ipynb #df15a0ce
 def stored_weights(
     family: Family, # of the folder
     folder: Path, # a model folder
@@ -702,6 +723,7 @@ def stored_weights(
 WRAPPED = {"_orig_mod.": "a compiled model; save the model that was compiled: model._orig_mod",
            "module.": "a model wrapped for several devices; save the model inside: model.module"}
 
+# %% ../../nbs/engine/checkpoints.ipynb #97364b1f
 def check_layers(
     family: Family, # of the folder
     config: ModelConfig, # what config.json says
@@ -727,6 +749,7 @@ def matrix_names(
     "The names of the two matrices that may be one"
     return tuple(f"{family.weights[layer].names[0]}.weight" for layer in ("embed", "head"))
 
+# %% ../../nbs/engine/checkpoints.ipynb #987809e4
 def check_weights(
     family: Family, # of the folder
     config: ModelConfig, # what config.json says
@@ -757,6 +780,7 @@ def check_weights(
         check_weight(name, weight, expected.get(name), folder)
     return found
 
+# %% ../../nbs/engine/checkpoints.ipynb #c2618adc
 def check_weight(
     name: str, # in its family's spelling
     weight: StoredWeight, # what the file says
@@ -780,6 +804,7 @@ def rotary_bytes(
     "What long contexts cost before the first token"
     return 8*config.max_position_embeddings*config.rotary_size*(config.pos_emb == "rotary")
 
+# %% ../../nbs/engine/checkpoints.ipynb #724d95a2
 def check_room(
     config: ModelConfig, # of a model that is going to be made
     dtype, # of its weights
@@ -810,6 +835,7 @@ def check_converted(
     raise NeoxError(f"{where} holds {stored.abs().max().item():.3g}, too large for {weight.dtype}; "
                     f"open the model with dtype={stored.dtype}")
 
+# %% ../../nbs/engine/checkpoints.ipynb #413c629d
 class WeightReader:
     "Reads weights from the files of a folder"
     def __init__(self,
@@ -871,6 +897,7 @@ def read_weights(
             check_tied(weights["embed.weight"], read(head), head, folder)
     return weights
 
+# %% ../../nbs/engine/checkpoints.ipynb #4bdc7aa1
 def check_tied(
     embedding: torch.Tensor, # that config.json says is also the output matrix
     second: torch.Tensor, # the output matrix that is there
@@ -883,7 +910,7 @@ def check_tied(
                         f"(tie_word_embeddings), but {name} is another one; set it to false, or "
                         "remove one of the two")
 
-# %% ../../nbs/engine/checkpoints.ipynb #6a08fb4a
+# %% ../../nbs/engine/checkpoints.ipynb #1d448680
 @dataclass
 class GenerationConfig:
     "What this library reads of a generation_config.json"
@@ -891,15 +918,21 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
+# %% ../../nbs/engine/checkpoints.ipynb #edeaa912
 def read_special_ids(
     folder: Path, # a model folder
     n_rows: int, # of its embedding
+    default: int = None, # an end of text that nobody chose; it is left out where it is no id
 ) -> dict: # as of `special_ids`; an end of text may be a list of them
     "The special ids that a folder names, in generation_config.json or, in older ones, config.json"
     names = [name for name in ("generation_config.json", "config.json") if (folder/name).exists()]
     special = dict.fromkeys([field.name for field in fields(GenerationConfig)])
     for name in names:
         read = read_json(folder/name, GenerationConfig, "copy the checkpoint again")
+        unchosen = default is not None and default >= n_rows
+        for key in special:
+            if unchosen and getattr(read, key) == default:
+                setattr(read, key, None)
         for end in as_ids(read.eos_token_id):
             if not 0 <= end < n_rows:
                 raise NeoxError(f"{folder/name}: eos_token_id: {shown(end)} is no id of this "
@@ -911,6 +944,7 @@ def read_special_ids(
                 special[key] = getattr(read, key)
     return special
 
+# %% ../../nbs/engine/checkpoints.ipynb #f1d3f6cc
 def read_generation(
     folder: Path, # a model folder
     known: int, # ids that stand for something
@@ -942,7 +976,7 @@ def read_model(
     hf = read_json(folder/"config.json", advice="copy or train the checkpoint again")
     config = from_hf(hf, folder/"config.json")
     family = family_of(hf, folder/"config.json")
-    special = read_special_ids(folder, config.padded_vocab_size)
+    special = read_special_ids(folder, config.padded_vocab_size, family.default_end)
     stored, generation = stored_weights(family, folder), read_generation(folder, config.vocab_size)
     found = check_weights(family, config, stored, folder)
     check_room(config, dtype, device, folder)
@@ -962,6 +996,7 @@ def not_allowed(
     return NeoxError(f"{error.filename or path}: could not be read ({reason(error)}); let this "
                      "user read it, with its folder")
 
+# %% ../../nbs/engine/checkpoints.ipynb #752c4b6f
 def is_there(
     folder: Path, # may be in the midst of a replacement
 ) -> bool:
@@ -973,6 +1008,7 @@ def is_there(
     except PermissionError as e:
         raise not_allowed(folder, e) from None
 
+# %% ../../nbs/engine/checkpoints.ipynb #9d3878dc
 def read_shown(
     path: Path, # a model folder as it was given
     read, # a function of the folder to read from
@@ -1007,6 +1043,7 @@ def hub_name(
         return name
     return None
 
+# %% ../../nbs/engine/checkpoints.ipynb #9ae338da
 def find_folder(
     name: str, # a folder, or a name on the hub such as hf:EleutherAI/pythia-70m
 ) -> Path: # a local folder
@@ -1023,6 +1060,7 @@ def find_folder(
     except Exception as e:
         raise hub_error(name, e) from None
 
+# %% ../../nbs/engine/checkpoints.ipynb #01075ac8
 def open_model(
     name: str, # a folder, or a name on the hub
     dtype=torch.float32, # of the parameters, whatever the file's
@@ -1031,7 +1069,7 @@ def open_model(
     "Opens any folder of the three families"
     return read_shown(find_folder(name), lambda folder: read_model(folder, dtype, device))
 
-# %% ../../nbs/engine/checkpoints.ipynb #1d448680
+# %% ../../nbs/engine/checkpoints.ipynb #bed5086c
 @dataclass
 class ManifestEntry:
     "A file beside a release"
@@ -1039,6 +1077,7 @@ class ManifestEntry:
     bytes: Annotated[int, Ge(1)] # its size
     sha256: Annotated[str, Len(64, 64)] # its sum
 
+# %% ../../nbs/engine/checkpoints.ipynb #d1c380a4
 def manifest() -> dict: # name -> ManifestEntry
     "The models that a release has beside the package"
     path = assets("data")/"models"/"manifest.json"
@@ -1054,6 +1093,7 @@ def sha256(
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
+# %% ../../nbs/engine/checkpoints.ipynb #b6c4013a
 def pack(
     folder: Path, # a model folder
     path: Path, # the .zip to write
@@ -1106,6 +1146,7 @@ def is_whole(
             return False
     return bool(sums)
 
+# %% ../../nbs/engine/checkpoints.ipynb #3c7ac394
 def fetch_model(
     name: str, # of the manifest
 ) -> Path: # a model folder in the cache
@@ -1131,6 +1172,7 @@ def fetch_model(
         archive.unlink()
     return folder
 
+# %% ../../nbs/engine/checkpoints.ipynb #7efb8b98
 def find_model(
     name: str, # that came with the package or is in the manifest
 ) -> Path: # a model folder, None for another name
@@ -1152,6 +1194,7 @@ def loss_in(
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None                                        # a model can be used without a log too
 
+# %% ../../nbs/engine/checkpoints.ipynb #0b47d992
 def best_score(
     run: Path, # a run's folder
 ) -> tuple: # lowest validation loss and its step, None where the log has none
@@ -1162,6 +1205,7 @@ def best_score(
         return None
     return min(filter(None, map(loss_in, lines)), default=None)
 
+# %% ../../nbs/engine/checkpoints.ipynb #524dc351
 def saved_at(
     run: Path, # a run's folder
 ) -> float: # seconds
@@ -1184,6 +1228,7 @@ def folders_in(
         return []
     return [path for path in paths if path.is_dir() and not path.name.startswith(".")]
 
+# %% ../../nbs/engine/checkpoints.ipynb #f2054dfd
 def best_point(
     sweep: Path, # a folder of runs that are compared
 ) -> Path: # a run's folder, None where it holds none
@@ -1191,6 +1236,7 @@ def best_point(
     points = [point for point in folders_in(sweep) if is_there(point/"best")]
     return min(points, key=lambda point: best_score(point) or (math.inf, 0), default=None)
 
+# %% ../../nbs/engine/checkpoints.ipynb #60254364
 def trained_runs(
     folder: Path, # of runs and sweeps
 ) -> list: # of runs' folders
@@ -1207,6 +1253,7 @@ def described(
     facts = f" (step {score[1]:,}, validation loss {score[0]:.4f})" if score else ""
     return f"{run/'best'} writes{facts}"
 
+# %% ../../nbs/engine/checkpoints.ipynb #b55bc82a
 def find_run(
     path: str, # a folder of a model, a run or a sweep
 ) -> Path: # a model folder, None if it holds none
@@ -1220,6 +1267,7 @@ def find_run(
     say(f"{described(point)}, the best of {path}")
     return point/"best"
 
+# %% ../../nbs/engine/checkpoints.ipynb #f0f2e75a
 def find_checkpoint(
     path: str = "", # a folder of a model, run or sweep, a name, or nothing for the newest run
     runs: str = "runs", # where runs are looked for

@@ -43,9 +43,14 @@ from itertools import chain
 from pathlib import Path
 
 from fastcore.basics import patch
-from .base import (
-    LARGEST_JSON, NeoxError, assets, cache_folder, hub_error, import_extra, nearest, new_file,
-    reason, root_cause, say_once, without_twins, write_whole)
+
+from .base import LARGEST_JSON, NeoxError, assets, cache_folder, hub_error
+
+# %% ../../nbs/engine/corpora.ipynb #2d14f4a1
+from .base import import_extra, nearest, new_file, reason, root_cause
+
+# %% ../../nbs/engine/corpora.ipynb #2d14f4a2
+from .base import say_once, without_twins, write_whole
 
 # %% ../../nbs/engine/corpora.ipynb #0a06f5de
 UNPACKED_FREELY = 2**26                      # bytes that any compressed file may hold
@@ -69,6 +74,7 @@ def check_file(
         raise NeoxError(f"{path}: is {what}, not a file that can be read twice; "
                         "copy its text into a file and name that")
 
+# %% ../../nbs/engine/corpora.ipynb #0a06f101
 class Unpacked:
     "What a gzip file holds, as long as it is not out of all proportion"
     def __init__(self,
@@ -104,6 +110,7 @@ class Unpacked:
                             "(unpack it if it is one)")
         return raw
 
+# %% ../../nbs/engine/corpora.ipynb #0a06f102
 @contextmanager
 def opened(
     path: Path, # any file, compressed if its name ends with .gz
@@ -148,9 +155,12 @@ VOWELS = dict(russian="аеёиоуыэюя", ukrainian="аеєиіїоуюя", 
 LOANS = ("french", "german", "spanish", "portuguese", "italian", "danish", "swedish")
 OWN_SCRIPT = ("russian", "ukrainian", "serbian", "belarusian", "greek", "hebrew", "arabic", "thai")
 TYPOGRAPHY = set("¡¿«»‹›“”„‘’‚–—…•·°©®™§¶£€¢¥½¼¾²³´¨†‡×±№\xa0\u200e\u200f\xad")
-COMMON = set("的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里"
+COMMON = set("的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可"
+             "也你对生能而子那得于着下自之年过发后作里"
              "這個們來為國說時會對發後裡過著於與其者曰乃無所何日月天道心見知"
              "此方言若事矣乎吾今如己行我三二十年相同道第學学朋樂乐亦遠远")
+
+# %% ../../nbs/engine/corpora.ipynb #3492f101
 SINGLE_BYTE = ("cp1252", "iso8859-15", "mac-roman", "cp850", "cp1250", "iso8859-2", "iso8859-16",
                "cp852", "cp1254", "cp1257", "iso8859-13", "iso8859-3", "cp1255",
                "cp1251", "koi8-r", "koi8-u", "cp866", "iso8859-5",
@@ -172,6 +182,7 @@ def is_odd(
     capitals = sum(a.islower() and b.isupper() and (a > "\x7f" or b > "\x7f") for a, b in within)
     return 50*(capitals + len(ODD.findall(text))) > beyond
 
+# %% ../../nbs/engine/corpora.ipynb #3492f102
 def east_asian(
     text: str, # decoded
 ) -> str: # "japanese", "korean", "chinese", or "" for none
@@ -194,6 +205,7 @@ def east_asian(
         return "japanese"
     return "chinese" if hangul == 0 and 10*kana < len(han) < 7*common else ""
 
+# %% ../../nbs/engine/corpora.ipynb #3492f103
 def are_loans(
     text: str, # decoded
 ) -> bool:
@@ -214,6 +226,7 @@ def is_quoted(
                            r"|\b(?:[cdjlmnst]|qu)’[a-z]", text))
     return usual >= within
 
+# %% ../../nbs/engine/corpora.ipynb #3492f104
 def fits(
     text: str, # decoded
     least: dict = LEAST, # how many of all letters a language has at least beyond ASCII
@@ -240,6 +253,7 @@ def fits(
             return True
     return False
 
+# %% ../../nbs/engine/corpora.ipynb #3492f105
 def decoded(
     raw: bytes, # of a text, perhaps cut within its last character
     encoding: str, # to try
@@ -250,6 +264,7 @@ def decoded(
     except UnicodeDecodeError:
         return None
 
+# %% ../../nbs/engine/corpora.ipynb #3492f106
 def candidates(
     raw: bytes, # a piece of a text that is not UTF-8 and has no zeros
 ) -> tuple: # encodings that give different texts, whether their letters are those of a language
@@ -277,6 +292,7 @@ def candidates(
             texts.setdefault(text, match.encoding.replace("_", "-"))
     return list(texts.values()), False
 
+# %% ../../nbs/engine/corpora.ipynb #3492f107
 def is_wide(
     raw: bytes, # that hold zeros
     encoding: str, # of two or four bytes a character
@@ -299,6 +315,7 @@ def is_controlled(
     "Whether control characters are a fifth of it, as in UTF-16 without zeros"
     return 5*len(re.findall(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]", raw)) > len(raw) > 0
 
+# %% ../../nbs/engine/corpora.ipynb #3492f108
 def wide_encoding(
     raw: bytes, # a piece of a text, from its beginning
 ) -> str: # None if it has none
@@ -311,6 +328,7 @@ def wide_encoding(
     wide = wide if b"\0" in raw or is_controlled(raw) else ()
     return next((encoding for encoding in wide if is_wide(raw, encoding)), None)
 
+# %% ../../nbs/engine/corpora.ipynb #3492f109
 def likely_encodings(
     raw: bytes, # a piece of a text that is not UTF-8; from its beginning, if it may be UTF-16
 ) -> tuple: # at most three names that Python knows; whether there is no doubt
@@ -328,6 +346,7 @@ def likely_encoding(
     found, certain = likely_encodings(raw)
     return found[0] if certain else None
 
+# %% ../../nbs/engine/corpora.ipynb #3492f10a
 def sample_words(
     raw: bytes, # a piece of a text
     encodings: list, # that give different texts
@@ -387,6 +406,7 @@ def how_to_read(
     return (f"give --encoding {known[0]} (neox_prepare, neox_tokenizer; "
             f"encoding={known[0]!r} in Python), or save as UTF-8")
 
+# %% ../../nbs/engine/corpora.ipynb #3903f101
 def bytes_around(
     path: Path, # a file
     where: int, # a place in it
@@ -410,6 +430,7 @@ def is_mixed(
     wrong = sum("\udc80" <= c <= "\udcff" for c in beyond)
     return b"\0" not in raw and len(beyond) - wrong > wrong
 
+# %% ../../nbs/engine/corpora.ipynb #3903f102
 def wrong_encoding(
     path: Path, # the file
     byte: int, # the first that is wrong
@@ -469,6 +490,7 @@ def known_encoding(
                         "give one such as cp1252, utf-16 or gb18030")
     return "utf-8" if found.name == "utf-8-sig" else found.name
 
+# %% ../../nbs/engine/corpora.ipynb #18d8f101
 def is_utf8(
     path: Path, # any file
 ) -> bool:
@@ -485,6 +507,7 @@ def is_utf8(
     except UnicodeDecodeError:
         return False
 
+# %% ../../nbs/engine/corpora.ipynb #18d8f102
 def mostly_utf8(
     path: Path, # a file that is not UTF-8 from beginning to end
 ) -> tuple: # the first wrong byte and its place; None if most letters beyond ASCII are wrong
@@ -508,6 +531,7 @@ def mostly_utf8(
                 return None
     return first if right > wrong else None
 
+# %% ../../nbs/engine/corpora.ipynb #18d8f103
 def encoding_of(
     path: Path, # a file of text
     encoding: str = None, # of files that are not UTF-8
@@ -529,6 +553,7 @@ def encoding_of(
     say_once(f"texts that are not UTF-8 are read as {name}")
     return name
 
+# %% ../../nbs/engine/corpora.ipynb #18d8f104
 def check_wide(
     path: Path, # a text, perhaps without a byte order mark
     encoding: str, # of two or four bytes a character
@@ -550,6 +575,7 @@ def check_controls(
         control = re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", raw)
         raise wrong_encoding(path, control[0][0], control.start())
 
+# %% ../../nbs/engine/corpora.ipynb #18d8f105
 def is_seven_bit_japanese(
     text: str, # read as UTF-8
 ) -> bool:
@@ -576,6 +602,7 @@ def check_characters(
         byte = control[0].encode(encoding)
         raise wrong_encoding(path, byte[0], done + raw.index(byte), encoding)
 
+# %% ../../nbs/engine/corpora.ipynb #18d8f106
 def first_wrong(
     error: UnicodeDecodeError, # of a piece
     raw: bytes, # the piece
@@ -589,6 +616,7 @@ def first_wrong(
         return 0, done + zero
     return error.object[error.start], done + place
 
+# %% ../../nbs/engine/corpora.ipynb #18d8f107
 def text_pieces(
     path: Path, # a text file, perhaps .gz
     size: int = 2**18, # bytes to read at a time
@@ -684,6 +712,7 @@ def holds(
         return any(map(holds, value.values() if isinstance(value, dict) else value))
     return bool(value)
 
+# %% ../../nbs/engine/corpora.ipynb #4d87f101
 def squeezed(
     text: str, # of a record
 ) -> str:
@@ -701,6 +730,7 @@ def not_in(
     return [name for name, words in missing.items()
             if not all(squeezed(word) in whole for word in words)]
 
+# %% ../../nbs/engine/corpora.ipynb #4d87f102
 def text_value(
     value, # of a field
     where: str, # file, place and field, for the error
@@ -732,6 +762,7 @@ def turn_content(
         said.append(part["text"])
     return "".join(said)
 
+# %% ../../nbs/engine/corpora.ipynb #4d87f103
 def turn_text(
     turn: dict, # {"role": ..., "content": ...} or {"from": ..., "value": ...}
     where: str, # file and place, for the error
@@ -756,6 +787,7 @@ def turn_text(
                         f"write it into {shape[1]}, or remove it")
     return f"{ROLES.get(role.lower(), role.upper())}:\n{said}"
 
+# %% ../../nbs/engine/corpora.ipynb #4d87f104
 def dialogue_text(
     record: dict, # with a list of turns
     name: str, # of the field that holds it
@@ -774,6 +806,7 @@ def dialogue_text(
     places = (f"{where}: turn {number}" for number in range(1, len(turns) + 1))
     return "\n\n".join(map(turn_text, turns, places))
 
+# %% ../../nbs/engine/corpora.ipynb #4d87f105
 def instruction_text(
     record: dict, # fields and values, none of them None
     where: str, # file and place, for the error
@@ -792,6 +825,7 @@ def instruction_text(
             raise NeoxError(f"{where}: {name} is empty; fill it, or remove the record")
     return "\n\n".join(filter(None, words.values()))
 
+# %% ../../nbs/engine/corpora.ipynb #4d87f106
 def check_beside(
     record: dict, # fields and values, none of them None
     text: str, # what was made of it
@@ -809,6 +843,7 @@ def check_beside(
                         "lost; keep one of them, or write all into one text or as messages")
     unread.update(dict.fromkeys(mild))
 
+# %% ../../nbs/engine/corpora.ipynb #4d87f107
 def as_text(
     record: dict, # fields and values
     where: str, # file and place, for the error
@@ -868,6 +903,7 @@ def record_lines(
     if size:
         yield number, "".join(waiting)
 
+# %% ../../nbs/engine/corpora.ipynb #cdd1f101
 def json_object(
     line: str, # one JSON value
 ) -> dict: # None for a blank line
@@ -882,6 +918,7 @@ def json_object(
         raise ValueError(f"it is a {type(record).__name__}")
     return record
 
+# %% ../../nbs/engine/corpora.ipynb #cdd1f102
 def jsonl_records(
     path: Path, # a file with a JSON object on each line
     encoding: str = None, # of the file, if it is not UTF-8
@@ -914,6 +951,7 @@ def is_record(
     answers = strings & {*ASKED, *GIVEN} and strings & set(ANSWERED)
     return "text" in strings or speaks or bool(answers)
 
+# %% ../../nbs/engine/corpora.ipynb #0d83f101
 def json_records(
     path: Path, # a file with one JSON list of objects
     encoding: str = None, # of the file, if it is not UTF-8
@@ -985,6 +1023,7 @@ def parquet_batches(
         yield done, rows, batch.nbytes
         done += len(rows)
 
+# %% ../../nbs/engine/corpora.ipynb #fc4ef101
 def parquet_records(
     path: Path, # a parquet file
     encoding: str = None, # not used: parquet holds UTF-8
@@ -1014,6 +1053,7 @@ def kind_of(
 # %% ../../nbs/engine/corpora.ipynb #6d161785
 MOST_PROBLEMS = 100                          # records with a fault, looked for before the error
 
+# %% ../../nbs/engine/corpora.ipynb #6d16f101
 def record_texts(
     path: Path, # a file of records
     encoding: str = None, # of the file, if it is not UTF-8
@@ -1045,6 +1085,7 @@ def record_texts(
     if blank and counted:
         say_once(f"{path}: {len(blank):,} without text, left out, the first is {blank[0]}")
 
+# %% ../../nbs/engine/corpora.ipynb #6d16f102
 def documents_of(
     path: Path, # a file of any known kind; an unknown one is read as text
     separator: str = None, # what stands between the documents of a text file
@@ -1095,6 +1136,7 @@ CREDIT_WORDS = set("""
     thank thanks that this transcribed university using version volunteer volunteers were which
     with""".split())
 
+# %% ../../nbs/engine/corpora.ipynb #957cf101
 def is_credit(
     words: str, # the first lines of a book
 ) -> bool:
@@ -1104,6 +1146,7 @@ def is_credit(
     return {word for small_word in small for word in small_word.split("-") if word[3:]} \
         <= CREDIT_WORDS
 
+# %% ../../nbs/engine/corpora.ipynb #957cf102
 def book_spans(
     text: str, # with newlines as \n
     where: str, # its file, for the error
@@ -1133,6 +1176,7 @@ def book_spans(
                         "download it again, or cut the book out by hand")
     return spans
 
+# %% ../../nbs/engine/corpora.ipynb #957cf103
 def clean_gutenberg(
     raw: str, # a file as it was downloaded, of one book or several
     where: str = "this text", # its name, for the error
@@ -1192,6 +1236,7 @@ def books_or_text(
     say_once(f"{Path(path).name}: Project Gutenberg's {told}{composed}")
     yield from ([book] for book in books)
 
+# %% ../../nbs/engine/corpora.ipynb #80e4f101
 def plain_text(
     pieces, # of text
     path: Path, # its file, for the error
@@ -1269,6 +1314,7 @@ def has_sum(
             pass
     return same
 
+# %% ../../nbs/engine/corpora.ipynb #de16f101
 def no_book(
     path: Path, # a file that should be a book of Project Gutenberg
 ) -> str: # what it is instead, "" if it is a book
@@ -1320,6 +1366,7 @@ def download(
         raise no_download(url, path, f"what came is not the file: {problem}", damaged)
     return path
 
+# %% ../../nbs/engine/corpora.ipynb #dfd6f101
 def why_not(
     error: Exception, # of a download
 ) -> str:
@@ -1407,6 +1454,7 @@ def word_part(
     ends = [PART_WORDS.get(word, "") for word in said]
     return next((part for part in ("train", "valid", "test") if part in ends), "")
 
+# %% ../../nbs/engine/corpora.ipynb #0c63f101
 def part_of(
     path: Path, # a file
     root: Path = None, # folders below it count, the nearest first; none do if it is not given
@@ -1503,6 +1551,7 @@ def without_copies(
               and os.path.abspath(path)[:-3] in there and same_text(path, path.with_suffix(""))]
     return [path for path in paths if path not in copies], copies
 
+# %% ../../nbs/engine/corpora.ipynb #056ef101
 def look_through(
     folder: Path, # a folder, subfolders included
 ) -> tuple: # paths of what can be read, what is left out and why
@@ -1541,6 +1590,7 @@ def look_through(
         found = [path for path in found if path not in empty]
     return found, left_out
 
+# %% ../../nbs/engine/corpora.ipynb #056ef102
 def readable_files(
     folder: Path, # a folder, subfolders included
 ) -> list: # paths, sorted
@@ -1639,6 +1689,7 @@ class Corpus:
         found = [part for part in ("train", "valid", "test") if part in there]
         return found if found[:2] == ["train", "valid"] else []      # train alone is no division
 
+# %% ../../nbs/engine/corpora.ipynb #2e99f101
 def check_parts(
     corpus: Corpus, # just opened
 ):
@@ -1655,6 +1706,7 @@ def check_parts(
                 raise NeoxError(f"{corpus.name}: {other} is trained on, and {path} ({part}) is the "
                                 "same text, whose score would say nothing; remove one of them")
 
+# %% ../../nbs/engine/corpora.ipynb #2e99f102
 def same_bytes(
     first: Path, # a file
     second: Path, # another of the same size
@@ -1697,6 +1749,7 @@ def documents(self: Corpus,
             raise NeoxError(f"{self.name}: its parts train and {belongs} are the same text, "
                             "whose score would say nothing; give another one")
 
+# %% ../../nbs/engine/corpora.ipynb #cd98f101
 class Passing:
     "Passes the pieces of a document on, and hashes them"
     def __init__(self,
@@ -1711,6 +1764,7 @@ class Passing:
             yield piece
         self.ended = True
 
+# %% ../../nbs/engine/corpora.ipynb #cd98f102
 def all_wrong(
     corpus: Corpus, # with several files
     first: WrongEncoding, # of the file at which reading ended
@@ -1828,6 +1882,7 @@ def corpus_name(
         name = f"{name[:30]}-{digest.hexdigest()[:12]}"
     return name
 
+# %% ../../nbs/engine/corpora.ipynb #b692f101
 def pattern_files(
     pattern: str, # with *, ? or [ in it
 ) -> tuple: # the folder before the first of them, files below it
@@ -1849,6 +1904,7 @@ def pattern_files(
         say_once(f"{pattern}: not read: {', '.join(left_out[:8])}{more}")
     return root, found
 
+# %% ../../nbs/engine/corpora.ipynb #b692f102
 def local_files(
     name: str, # a file, a folder, or a pattern of files
 ) -> tuple: # name of the corpus, [(path, part)]
@@ -1950,6 +2006,7 @@ def plain_line(
         line = json.dumps(document, default=json_value)
     return line + "\n"
 
+# %% ../../nbs/engine/corpora.ipynb #7a14f101
 def write_plain(
     corpus: Corpus, # what to write
     path: Path, # a .txt or .jsonl file that is not there yet; appears whole or not at all

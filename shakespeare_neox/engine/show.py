@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
+from ..data import Batch
 from .base import NeoxError, write_whole
 from .report import import_matplotlib
 from ..model import ModelConfig, count_parameters, rotate
+from ..train import token_losses
 
 # %% ../../nbs/engine/show.ipynb #f866ea75
 @dataclass
@@ -182,16 +184,15 @@ def surprise(
     "How little the model expected each token"
     check_ids(model, ids)
     longest = model.config.max_position_embeddings
-    ids = torch.tensor(ids, device=next(model.parameters()).device)
-    nats = torch.full(ids.shape, torch.nan)
+    ids = torch.tensor([ids], device=next(model.parameters()).device)
+    nats = torch.full(ids.shape[1:], torch.nan)
     start, done = 0, 1
-    while done < len(ids):
-        targets = ids[start + 1:start + longest + 1]
+    while done < len(nats):
+        end = min(start + longest + 1, len(nats))
+        batch = Batch(ids[:, start:end - 1], ids[:, start + 1:end])
         with evaluating(model):
-            log_p = model(ids[None, start:start + longest])[0].float().log_softmax(-1)
-        losses = -log_p[:len(targets)].gather(-1, targets[:, None])[:, 0]
-        end = start + 1 + len(targets)
-        nats[done:end] = losses[done - start - 1:].cpu()
+            losses, _ = token_losses(model, batch)
+        nats[done:end] = losses[0, done - start - 1:].float().cpu()
         start, done = start + max(1, longest//2), end
     return nats
 
@@ -240,22 +241,22 @@ def show_surprise(
 # %% ../../nbs/engine/show.ipynb #b08dce36
 def attention_modules(
     model, # GPT
-) -> list: # one for each layer
-    "The attention of each layer"
+) -> list: # one module for each block
+    "The attention of each block, from the bottom up"
     return [block.attention for block in model.blocks]
 
-# %% ../../nbs/engine/show.ipynb #cad0f05a
+# %% ../../nbs/engine/show.ipynb #7bf86434
 def queries_and_keys(
-    attention, # a layer's module
+    attention, # a block's module
     x: torch.Tensor, # (B, T, C) its input
-    rotary: tuple, # cosine and sine
+    rotary: tuple = None, # cosine and sine of the positions, if the model rotates
+    *context, # what the module takes besides
 ) -> tuple: # (B, H, T, D) each
-    "Queries and keys as the module computes them"
+    "Queries and keys as the module computes them; a shared key stands once for each query head"
     q, k, _ = attention.heads(x)
-    k = k.repeat_interleave(q.shape[1]//k.shape[1], dim=1)
-    if rotary is None:
-        return q, k
-    return rotate(q, *rotary), rotate(k, *rotary)
+    if rotary is not None:
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+    return q, k.repeat_interleave(q.shape[1]//k.shape[1], dim=1)
 
 # %% ../../nbs/engine/show.ipynb #b4fec47c
 def attention_weights(
@@ -266,13 +267,13 @@ def attention_weights(
     "The attention weights of a layer"
     check_ids(model, ids)
     kept = []
-    def listen(module, args, kwargs):
-        q, k = queries_and_keys(module, *args[:2])
+    def listen(module, args):
+        q, k = queries_and_keys(module, *args)
         scores = (q @ k.transpose(-2, -1)).float()/math.sqrt(q.shape[-1])
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         kept.append(scores.masked_fill(later, -torch.inf).softmax(-1)[0].cpu())
     attention = attention_modules(model)[layer]
-    handle = attention.register_forward_pre_hook(listen, with_kwargs=True)
+    handle = attention.register_forward_pre_hook(listen)
     try:
         with evaluating(model):
             model(torch.tensor([ids], device=next(model.parameters()).device))
@@ -503,7 +504,7 @@ def attention_lines(
 ) -> list: # str
     "What there is to say of a block's attention"
     C, heads = config.hidden_size, config.num_attention_heads
-    shared = getattr(config, "num_kv_heads", None) or heads
+    shared = config.num_kv_heads
     lines = ["attention", f"qkv {C:,} → {(heads + 2*shared)*config.head_size:,}",
              f"{heads} heads of {config.head_size}"]
     if shared < heads:
@@ -517,9 +518,9 @@ def mlp_lines(
     config: ModelConfig, # of the model
 ) -> list: # str
     "What there is to say of a block's MLP"
-    C, wide = config.hidden_size, getattr(config, "mlp_size", config.intermediate_size)
+    C, wide = config.hidden_size, config.mlp_size
     name = ACTIVATIONS[config.activation]
-    up = "up and gate" if name.endswith("GLU") else "up"
+    up = "up and gate" if config.is_gated else "up"
     return ["MLP", f"{up} {C:,} → {wide:,}", name, f"down {wide:,} → {C:,}"]
 
 # %% ../../nbs/engine/show.ipynb #3efa748a

@@ -21,8 +21,7 @@ from fastcore.basics import patch
 from .base import NeoxError, command, locked, reason, remove_empty, say, write_whole
 from .recipe import Recipe, load_config, merge, parse_override, read_recipes, sort_settings
 from .report import import_matplotlib, first_line, write_figure
-from .run import make_run, train_step, training_settings
-from .state import train_recipe
+from .run import make_run, train_recipe, train_step, training_settings
 
 # %% ../../nbs/engine/tune.ipynb #02aadd02
 @dataclass

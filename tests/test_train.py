@@ -1,4 +1,4 @@
-"The loop and its parts, beyond what lesson 03 shows: odd batches, errors half way, frozen parts, going on"
+"The loop, beyond what lesson 03 shows: odd batches, errors half way, frozen parts, going on"
 import copy
 import math
 
@@ -21,15 +21,16 @@ IDS = np.random.default_rng(0).integers(0, 20, 700).astype(np.uint16)
 
 def small(**settings):
     torch.manual_seed(0)
-    sizes = dict(num_layers=2, hidden_size=32, num_attention_heads=2, seq_length=16, vocab_size=20, pos_emb="rotary")
-    return GPT(ModelConfig(**{**sizes, **settings}))
+    sizes = dict(num_layers=2, hidden_size=32, num_attention_heads=2, seq_length=16)
+    return GPT(ModelConfig(**{**sizes, "vocab_size": 20, "pos_emb": "rotary", **settings}))
 
 
 def batches(step): return [get_batch(IDS, 0, 2*step + i, 4, 16) for i in range(2)]
 
 
 def trainer(model, n_steps=4, callbacks=(), **settings):
-    return Trainer(model, make_optimizer(model), batches, lambda step: 0.01, n_steps, callbacks, **settings)
+    optimizer = make_optimizer(model)
+    return Trainer(model, optimizer, batches, lambda step: 0.01, n_steps, callbacks, **settings)
 
 
 class Noted(Callback):

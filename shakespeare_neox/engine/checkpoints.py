@@ -34,7 +34,8 @@ from .base import (NeoxError, assets, cache_folder, hub_error, is_ours,
 from .corpora import download
 from .decode import known_ids
 from .tokens import load_tokenizer
-from ..model import GPT, LARGEST, MOST_LAYERS, ModelConfig, count_parameters
+from .settings import LARGEST, MOST_LAYERS
+from ..model import GPT, ModelConfig, count_parameters
 
 # %% ../../nbs/engine/checkpoints.ipynb #7f0dacbe
 SHIPPED = "shakespeare"                      # the model inside the package

@@ -11,6 +11,7 @@ __all__ = ['MANY', 'RANGES', 'LONGEST_PROMPTS', 'neox_generate_main', 'check_ran
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0004
 import json
+import math
 import os
 import stat
 import sys
@@ -49,7 +50,8 @@ def check_range(
         if not isinstance(value, kind) or isinstance(value, bool):
             what = "whole number" if kind is Integral else "number"
             raise NeoxError(f"{name}: {value!r} is not a {what}")
-        if not least <= value <= (sys.float_info.max if most is None else most):
+        top = math.inf if most is None else most
+        if not least <= value <= top or value == math.inf:
             right = f"a number from {least} to {most}"
             if most in (None, MANY):
                 right = f"{least} or more"

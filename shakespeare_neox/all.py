@@ -2,6 +2,7 @@
 from .engine.base import *
 from .engine.checkpoints import *
 from .engine.corpora import *
+from .engine.decode import *
 from .engine.device import *
 from .engine.optimizers import *
 from .engine.recipe import *

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import FAMILIES, family_for, full_name, open_checkpoint, packed, places, to_hf
-from shakespeare_neox.generate import generate, generate_ids
+from shakespeare_neox.engine.decode import generate_ids
+from shakespeare_neox.engine.serve import generate
 from shakespeare_neox.model import GPT, Cache, ModelConfig, count_parameters
 from shakespeare_neox.tokenizer import train_tokenizer
 

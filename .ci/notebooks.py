@@ -171,7 +171,7 @@ def relative(name: str, text: str) -> str:
             common += 1
         return f"{found[1]}{'.'*(len(here) - common + 1)}{'.'.join(parts[common:])}"
 
-    return re.sub(r"^(\s*from )(shakespeare_neox(?:\.\w+)*)(?= import)", shorter, text, flags=re.M)
+    return re.sub(r"^(from )(shakespeare_neox(?:\.\w+)*)(?= import)", shorter, text, flags=re.M)
 
 
 def in_module(root: Path, path: Path):

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .engine.base import NeoxError, nearest
-from .model import LARGEST, Cache, GPT, ModelConfig, context_start
+from .engine.settings import LARGEST
+from .model import Cache, GPT, ModelConfig, context_start
 from .tokenizer import Tokenizer
 
 # %% ../nbs/04_generate.ipynb #15104e9a

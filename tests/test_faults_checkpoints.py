@@ -501,6 +501,12 @@ def test_training_refuses_absurd_sizes_at_once(word, part, capsys):
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("word", ["pos_emb=none", "activation=swiglu", "num_kv_heads=2", "norm=rmsnorm"])
+def test_training_refuses_what_could_not_be_saved(word, capsys):
+    refuses(neox_train_main, ["quickstart", word, "--checkpoint_dir", "run"], capsys, word.split("=")[0], "cannot be saved", "takes")
+    assert not Path("run").exists()
+
+
 # 10: special ids are the tokenizer's
 
 def gpt2_like():

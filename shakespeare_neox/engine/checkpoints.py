@@ -17,8 +17,16 @@ __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX
            'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint',
            'open_checkpoint']
 
-# %% ../../nbs/engine/checkpoints.ipynb #880ac689
-import hashlib, json, math, os, re, shutil, stat, time, zipfile
+# %% ../../nbs/engine/checkpoints.ipynb #b4f3f1ea
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import time
+import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,13 +36,17 @@ import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
 from torch.overrides import TorchFunctionMode
 
-from .base import (NeoxError, assets, cache_folder, hub_error, is_ours,
-                                          locked, nearest, new_file, new_folder, read_folder, read_json,
-                                          reason, say, set_aside, shown, validate, write_whole)
+# %% ../../nbs/engine/checkpoints.ipynb #8d958e77
+# isort: off
+from .base import NeoxError, assets, cache_folder, hub_error, is_ours
+from .base import locked, nearest, new_file, new_folder, read_folder
+from .base import read_json, reason, say, set_aside, shown, validate
+from .base import write_whole
 from .corpora import download
-from ..generate import known_ids
+from .settings import LARGEST, MOST_LAYERS
 from .tokens import load_tokenizer
-from ..model import GPT, LARGEST, MOST_LAYERS, ModelConfig, count_parameters
+from ..generate import known_ids
+from ..model import GPT, ModelConfig, count_parameters
 
 # %% ../../nbs/engine/checkpoints.ipynb #7f0dacbe
 SHIPPED = "shakespeare"                      # the model inside the package
@@ -148,8 +160,11 @@ class Stored:
 # %% ../../nbs/engine/checkpoints.ipynb #c957db8a
 class Transposed(Stored):
     "A matrix stored with its inputs first, as GPT-2's Conv1D does"
-    def join(self, parts, config): return parts[0].t()
-    def split(self, ours, config): return [ours.t()]
+    def join(self, parts, config):
+        return parts[0].t()
+
+    def split(self, ours, config):
+        return [ours.t()]
 
 # %% ../../nbs/engine/checkpoints.ipynb #c55d3d66
 class PerHead(Stored):
@@ -165,7 +180,8 @@ class PerHead(Stored):
 # %% ../../nbs/engine/checkpoints.ipynb #143e1b3c
 class Separate(Stored):
     "Queries, keys and values in matrices of their own, as in LLaMA"
-    def join(self, parts, config): return torch.cat(parts)
+    def join(self, parts, config):
+        return torch.cat(parts)
 
     def split(self, ours, config):
         n_keys = (config.num_kv_heads or config.num_attention_heads)*config.head_size
@@ -851,7 +867,8 @@ class WeightReader:
         self.handles = {file: self.opened.enter_context(open_weights(file)) for file in files}
         return self
 
-    def __exit__(self, *error): self.opened.close()
+    def __exit__(self, *error):
+        self.opened.close()
 
     def __call__(self,
         name: str, # in its family's spelling
@@ -863,7 +880,7 @@ class WeightReader:
             raise NeoxError(f"{self.folder}: {name} holds values that are not numbers (NaN or "
                             "infinite), its weights are damaged; take an earlier checkpoint or "
                             "train it again")
-        converted = tensor.to(self.dtype)
+        converted = tensor.to(self.dtype, copy=True)         # not the file's own bytes
         if tensor.dtype != self.dtype:
             check_converted(tensor, converted, f"{self.folder}: {name}")
         return converted
@@ -888,7 +905,7 @@ def read_weights(
         for name, place in found.items():
             weight = place.packing.join([read(theirs) for theirs in place.names], config)
             if name in ours:
-                weights[name] = weight.clone(memory_format=torch.contiguous_format)
+                weights[name] = weight.contiguous()
             elif weight.any():
                 key = " or ".join(key for key, out in left_out.items() if out)
                 raise NeoxError(f"{folder}: config.json says that there are no such biases, but "

@@ -43,6 +43,7 @@ from .report import (Board, Log, Progress, TrainResult, best_event, first_line, 
 from .state import (Run, check_folder, claim_folder, digest, diverged, held_folder, keep_best,
                                            keep_model, save_state, versions)
 from .tokens import TokenFile, load_tokenizer, preparation_key, prepare, write_header
+from .checkpoints import family_for
 from ..model import GPT, flops_per_token, sample, summary
 from ..optimizer import Average, make_optimizer
 from ..tokenizer import Tokenizer, train_tokenizer
@@ -289,6 +290,7 @@ def make_run(
     accelerator, precision = make_accelerator(c)
     device = accelerator.device
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "").strip() or 1) if device.type == "cpu" else 1
+    family_for(recipe.model_config(vocab_size=1))      # a model that could not be saved is found here
     if not force:
         check_memory(recipe.model_config(vocab_size=1), c, device.type, sharing)
     with accelerator.main_process_first(), accelerator.local_main_process_first():

@@ -9,7 +9,7 @@ __all__ = ['SIGNS', 'PART', 'TINTS', 'FRAME', 'RED', 'GROUPS', 'COLORS', 'NORMS'
            'draw_weights', 'check_choice', 'strongest', 'show_attention', 'principal_components', 'group_of',
            'known_tokens', 'chosen_tokens', 'nearest_tokens', 'draw_points', 'embedding_rows', 'show_embeddings',
            'draw_box', 'draw_path', 'attention_lines', 'mlp_lines', 'model_parts', 'draw_whole', 'draw_plus',
-           'draw_branch', 'draw_block', 'describe_model', 'draw_model']
+           'draw_branch', 'draw_block', 'describe_model', 'draw_model', 'show_numbers', 'show_rotation', 'show_caching']
 
 # %% ../../nbs/engine/show.ipynb #576b4ead
 import html
@@ -638,3 +638,61 @@ def draw_model(
     draw_block(block, config)
     figure.suptitle(f"From token ids to logits, bottom to top: {total}; B sequences at once")
     return Picture(f"{total}\n{describe_model(config)}", figure=figure, values=parts)
+
+# %% ../../nbs/engine/show.ipynb #5a0b0002
+def show_numbers(
+    panels: dict, # title -> tensor of numbers, each with as many rows as the first
+    rows: str, # a letter or a name for each row; square tables have the same columns
+) -> Picture: # its values: the tables
+    "Small tables of numbers, side by side"
+    figure = new_figure(3.1*len(panels), 3.1)
+    for ax, (title, table) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        largest = table.abs().max().item()
+        ax.imshow(table.detach(), cmap="PuOr", vmin=-1.8*largest, vmax=1.8*largest)
+        for i, j in torch.cartesian_prod(*map(torch.arange, table.shape)).tolist():
+            ax.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", color="black")
+        square = table.shape[0] == table.shape[1] and title.split(",")[0] in ("score", "weight")
+        ax.set_xticks(range(table.shape[1]), rows if square else range(table.shape[1]))
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_title(title)
+        ax.set_xlabel("looked at" if square else "number")
+    text = "\n".join(f"{title}\n{table}" for title, table in panels.items())
+    return Picture(text, figure=figure, values=panels)
+
+# %% ../../nbs/engine/show.ipynb #5a0b0005
+def show_rotation(
+    turned: torch.Tensor, # (positions, d): the same vector at each position, rotated
+    n_pairs: int = 3, # how many pairs of numbers are drawn
+) -> Picture: # its values: the vectors
+    "Pairs of numbers as arrows that turn with the position"
+    half = turned.shape[1]//2
+    figure, colors = new_figure(3.1*n_pairs, 3.3), import_matplotlib().colormaps["viridis"]
+    for pair, ax in enumerate(figure.subplots(1, n_pairs)):
+        for position, row in enumerate(turned):
+            x, y = row[[pair, pair + half]].tolist()
+            color = colors(0.8*position/len(turned))
+            style = dict(arrowstyle="-|>", color=color, linewidth=1.5)
+            ax.annotate("", (x, y), (0, 0), arrowprops=style)
+            far = 1.12 + 0.16*(position % 2)
+            ax.text(far*x, far*y, position, ha="center", va="center", color=color)
+        ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xlabel=f"number {pair}",
+               ylabel=f"number {pair + half}",
+               title=f"pair {pair}, positions 0 to {len(turned) - 1}")
+    return Picture(f"{len(turned)} positions\n{turned}", figure=figure, values=turned)
+
+# %% ../../nbs/engine/show.ipynb #5a0b0008
+def show_caching(
+    n: int, # tokens that are written
+) -> Picture: # its values: keys computed without a cache, and with one
+    "Which keys are computed, and which are read, for each token that is written"
+    read = torch.ones(n, n).tril()
+    tables = {"without": 2*read, "with": read + torch.eye(n)}
+    counts = [int((table == 2).sum()) for table in tables.values()]
+    figure = new_figure(8, 3.6)
+    axes = figure.subplots(1, 2)
+    for ax, (name, table), count in zip(axes, tables.items(), counts, strict=True):
+        ax.imshow(table, cmap="Blues", vmin=0, vmax=2.6)
+        ax.set(xlabel="position of the key", ylabel="token that is written",
+               title=f"{name} a cache: {count} keys computed (dark)")
+    return Picture(f"keys computed: {counts[0]} without a cache, {counts[1]} with one",
+                   figure=figure, values=counts)

@@ -123,7 +123,7 @@ def set_ids(self: Tokenizer):
     marked = {token["id"] for token in spec["added_tokens"] if token["special"]}
     self.special_ids = (marked | {*ids.values(), self.unk_id}) - {None}
 
-# %% ../nbs/01_tokenizer.ipynb #5f1aec24
+# %% ../nbs/01_tokenizer.ipynb #7cb1c19d
 @patch
 def round_trip(self: Tokenizer,
     text: str, # to encode and to decode
@@ -135,6 +135,7 @@ def round_trip(self: Tokenizer,
         return None, None
     return ids, self.backend.decode(ids, skip_special_tokens=False)
 
+# %% ../nbs/01_tokenizer.ipynb #5f1aec24
 @patch
 def compare(self: Tokenizer,
     text: str, # that was encoded

@@ -16,7 +16,7 @@ from shakespeare_neox.engine.serve import batches
 from shakespeare_neox.generate import generate, held_back, stream
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.tokenizer import train_tokenizer
-from shakespeare_neox.engine.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml
+from shakespeare_neox.engine.recipe import TrainConfig, merge, parse_override, read_yaml
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("neox")
@@ -337,7 +337,7 @@ RATES = dict(style=STYLES, total=st.integers(1, 5000), warmup=st.floats(0, 1), p
 def test_schedule_equals_gpt_neox(style, total, warmup, peak, share, at):
     step, end = int(at*total), total
     assume((warmup == 0 or warmup*end >= 1) and warmup*end < end - 1e-3)
-    ours = learning_rate(step, schedule(style, total, warmup, peak, peak*share))
+    ours = schedule(style, total, warmup, peak, peak*share).learning_rate(step)
     assert math.isclose(ours, annealing_lr(step, peak, peak*share, warmup*end, end, style), rel_tol=1e-9)
 
 
@@ -347,15 +347,15 @@ def test_schedule_bounds(style, total, warmup, peak, share, at, beyond):
     "Never above the peak; after the warmup never below min_lr, and there at the end, and after it"
     assume(warmup*total == 0 or warmup*total >= 1)
     c = schedule(style, total + beyond, warmup, peak, peak*share, decay=total)
-    rates = [learning_rate(i, c) for i in sorted({0, 1, int(at*total), total, total + beyond})]
+    rates = [c.learning_rate(i) for i in sorted({0, 1, int(at*total), total, total + beyond})]
     assert 0 <= min(rates) and max(rates) <= peak*(1 + 1e-9)
-    after = [r for i, r in enumerate(map(lambda i: learning_rate(i, c), range(total + 1))) if i > warmup*total] if total <= 500 else []
+    after = [r for i, r in enumerate(map(lambda i: c.learning_rate(i), range(total + 1))) if i > warmup*total] if total <= 500 else []
     assert all(r >= peak*share*(1 - 1e-9) for r in after) and all(a >= b - 1e-12 for a, b in zip(after, after[1:]))
-    if warmup < 1 and style != "constant": assert math.isclose(learning_rate(total + beyond, c), peak*share, rel_tol=1e-6, abs_tol=1e-12)
+    if warmup < 1 and style != "constant": assert math.isclose(c.learning_rate(total + beyond), peak*share, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def test_short_warmup_stays_below_the_peak():
-    assert learning_rate(0, schedule("linear", 10, 0.01, 1e-3, 0.0)) <= 1e-3
+    assert schedule("linear", 10, 0.01, 1e-3, 0.0).learning_rate(0) <= 1e-3
 
 
 # settings

@@ -16,6 +16,5 @@ from .engine.tune import *
 from .data import *
 from .generate import *
 from .model import *
-from .optimizer import *
 from .tokenizer import *
 from .train import *

@@ -266,6 +266,18 @@ def test_published_sizes(name):
     if name == "LLaMA 7B": assert to_hf(config)["intermediate_size"] == 11008
 
 
+RECIPES = dict(nanogpt_char=("gpt2", 65, 10_646_784 + 256*384), gpt2_124m=("gpt2", 50257, 124_439_808 + 47*768), llama_char=("llama", 65, 10_646_784), llama_15m=("llama", 32000, 15_191_712))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sizes_of_recipes(name):
+    "nanoGPT counts its character model without the positions; GPT-2's vocabulary is padded by 47 rows"
+    from shakespeare_neox.engine.recipe import load_config
+    family, n_ids, n_parameters = RECIPES[name]
+    config = load_config(name).model_config(n_ids)
+    assert family_for(config).model_type == family and sum(count_parameters(config).values()) == n_parameters
+
+
 @pytest.fixture(params=["char", "bpe"])
 def tokenizer(request): return train_tokenizer(TEXT, request.param, 300)
 

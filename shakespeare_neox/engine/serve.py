@@ -120,7 +120,8 @@ class BoundedStream(TextStream):
         before: list = (), # ids of the text that they continue
     ):
         super().__init__(tokenizer, before)
-        self.run, self.wait = 0, 0             # ids since the text was last whole; how many to wait for
+        self.run = 0                           # ids since the text was last whole
+        self.wait = 0                          # how many of them to wait for
         self.shorten()
 
     def add(self,

@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-ASSETS = {"configs": ["*.yml", "*.json", "accelerate/*.yaml"], "data": ["*.txt", "*.json", "models/*.json", "models/*/*"],
+ASSETS = {"configs": ["*.yml", "*.json", "own/*.yml", "accelerate/*.yaml"], "data": ["*.txt", "*.json", "models/*.json", "models/*/*"],
           "tokenizer": ["*.json", "*/*.json"]}  # folder of the clone -> what ships
 
 parser = ConfigParser(delimiters=["="])

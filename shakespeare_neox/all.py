@@ -3,6 +3,7 @@ from .engine.attention import *
 from .engine.base import *
 from .engine.checkpoints import *
 from .engine.corpora import *
+from .engine.decode import *
 from .engine.device import *
 from .engine.optimizers import *
 from .engine.recipe import *
@@ -17,6 +18,5 @@ from .engine.tune import *
 from .data import *
 from .generate import *
 from .model import *
-from .optimizer import *
 from .tokenizer import *
 from .train import *

@@ -4,28 +4,29 @@
 
 # %% auto #0
 __all__ = ['NANOGPT', 'SHAPE', 'ENTRANTS', 'neox_benchmark_main', 'Contest', 'take_turns', 'spread', 'comparison', 'best_device',
-           'machine', 'watch', 'copy_nanogpt', 'nanogpt', 'Ids', 'score_nanogpt', 'ours', 'transformers_speed',
-           'our_speed', 'nanogpt_speed', 'speeds', 'writing', 'Race', 'race', 'draw_race', 'Benchmark', 'check_results',
-           'benchmark', 'neox_benchmark']
+           'machine', 'watch', 'copy_nanogpt', 'nanogpt', 'score_nanogpt', 'ours', 'transformers_speed', 'our_speed',
+           'nanogpt_speed', 'speeds', 'writing', 'Race', 'race', 'draw_race', 'Benchmark', 'check_results', 'benchmark',
+           'neox_benchmark']
 
 # %% ../nbs/09_benchmark.ipynb #c53cfccf
 import importlib.util, io, json, math, os, platform, re, shutil, statistics, subprocess, sys, tempfile, time
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from .data import eval_batches
 from .engine.base import NeoxError, command, reason, say, write_whole
 from .engine.corpora import load_corpus
-from .generate import generate_ids
+from .engine.decode import generate_ids
 from .model import GPT, ModelConfig
 from .engine.checkpoints import to_hf
 from .engine.recipe import load_config
 from .engine.report import import_matplotlib, write_figure
 from .engine.device import best_precision, has_bf16
-from .engine.run import score
+from .train import score
 
 # %% ../nbs/09_benchmark.ipynb #040a43e5
 @dataclass
@@ -130,14 +131,6 @@ def nanogpt(
     flags = [f"--{k}={v}" for k, v in {"device": device or best_device(), **NANOGPT, **changes}.items()]
     return watch([sys.executable, "train.py", "config/train_shakespeare_char.py", *flags], folder, pattern)
 
-# %% ../nbs/09_benchmark.ipynb #4ec2bc65
-@dataclass
-class Ids:
-    "Ids without a header, as nanoGPT keeps them"
-    ids: np.ndarray # (n,)
-
-    def __len__(self): return len(self.ids)
-
 # %% ../nbs/09_benchmark.ipynb #63cad07c
 def score_nanogpt(
     folder: Path, # a copy that has trained
@@ -150,9 +143,9 @@ def score_nanogpt(
     saved = torch.load(folder/"out-shakespeare-char"/"ckpt.pt", map_location=device, weights_only=True)
     with redirect_stdout(io.StringIO()): model = theirs.GPT(theirs.GPTConfig(**saved["model_args"])).to(device).eval()      # it tells its size
     model.load_state_dict({k.removeprefix("_orig_mod."): v for k, v in saved["model"].items()})
-    valid = Ids(np.fromfile(folder/"data"/"shakespeare_char"/"val.bin", dtype=np.uint16))
-    place = SimpleNamespace(device=device, process_index=0, num_processes=1, autocast=nullcontext)
-    return score(lambda x: model(x, x)[0], valid, model.config.block_size, 128, accelerator=place)
+    valid = np.fromfile(folder/"data"/"shakespeare_char"/"val.bin", dtype=np.uint16)
+    batches = (batch.to(device) for batch in eval_batches(valid, 128, model.config.block_size))
+    return score(lambda x: model(x, x)[0], batches).loss
 
 # %% ../nbs/09_benchmark.ipynb #77b833fb
 def ours(

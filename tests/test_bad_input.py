@@ -12,7 +12,7 @@ import shakespeare_neox.engine.run as run_module
 from shakespeare_neox.engine.base import NeoxError, set_aside
 from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 from shakespeare_neox.engine.serve import neox_generate_main as generate
-from shakespeare_neox.engine.recipe import load_config
+from shakespeare_neox.engine.recipe import TrainConfig, load_config
 from shakespeare_neox.engine.tokens import neox_tokenizer_main as tokenizer
 from shakespeare_neox.engine.run import neox_train_main as train
 from shakespeare_neox.engine.state import saved_steps
@@ -416,9 +416,9 @@ def test_damaged_run(trained, file, content, capsys):
 
 
 def test_loss_that_turns_nan(monkeypatch, capsys):
-    usual = run_module.learning_rate
+    usual = TrainConfig.learning_rate
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20 if step >= 18 else usual(step, c))
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20 if step >= 18 else usual(c, step, n))
         line = refuses(train, RUN, capsys, "the loss became", "learning rate", "lower optimizer.params.lr", "state of step 15 is kept", steps=True)
     assert int(line.split("at step ")[1].split(";")[0]) in range(19, 25)
     assert saved_steps("run") == [15] and not list(Path("run").rglob(".*.tmp"))

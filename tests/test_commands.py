@@ -11,7 +11,7 @@ from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.run import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="engine.run", neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve")
+COMMANDS = dict(neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run", neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve")
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"
 

@@ -245,8 +245,8 @@ def test_signal(home, dropout, who, number):
 
 def test_an_error_in_one_process(home):
     "The reason is told by the one that has it, and by torchrun"
-    (home/"bad.py").write_text(WORKER.replace("neox_train_main()", "from shakespeare_neox.engine import run as train\nfrom shakespeare_neox.engine.base import NeoxError\nreal = train.train_step\n"
-        "def step(r, i):\n    if i == 5 and r.accelerator.process_index == 1: raise NeoxError('the ink has dried; dip the pen')\n    return real(r, i)\ntrain.train_step = step\nneox_train_main()"))
+    (home/"bad.py").write_text(WORKER.replace("neox_train_main()", "from shakespeare_neox.engine.base import NeoxError\nfrom shakespeare_neox.engine.device import DeviceTrainer\nreal = DeviceTrainer.train_step\n"
+        "def step(self):\n    if self.step == 5 and self.accelerator.process_index == 1: raise NeoxError('the ink has dried; dip the pen')\n    return real(self)\nDeviceTrainer.train_step = step\nneox_train_main()"))
     started = Started(home, two(), "bad.py", "tiny.yml", "--checkpoint_dir", home/"bad")
     assert started.end() != 0
     assert "neox_train (process 1): the ink has dried; dip the pen" in started.text()

@@ -365,8 +365,8 @@ def test_a_persons_own_files_beside_the_model_are_not_published(run, capsys):
 # progress
 
 def watched(folder="lesson"):
-    settings = SimpleNamespace(train_iters=30, train_batch_size=8)
-    return SimpleNamespace(c=settings, config=SimpleNamespace(seq_length=64), folder=Path(folder), step=0)
+    plan = SimpleNamespace(n_steps=30, tokens_in_step=512)
+    return SimpleNamespace(plan=plan, folder=Path(folder), step=0)
 
 
 class Broken(io.StringIO):
@@ -389,7 +389,7 @@ def test_progress_on_a_broken_stream(run, monkeypatch, kind, stream):
         steps.append(step)
         progress.show({**STEP, "step": step})
         progress.show({**SCORE, "step": step, "sample": "Ελληνικά → 中文"})
-    progress.end()
+    progress.close()
     assert steps == list(range(30)) and not sys.stdout.closed
     if stream in ("ascii", "cp1252"):
         shown = narrow.buffer.getvalue().decode(narrow.encoding)

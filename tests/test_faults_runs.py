@@ -27,7 +27,9 @@ import shakespeare_neox.engine.run as run_module
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 from shakespeare_neox.engine.recipe import load_config
-from shakespeare_neox.engine.run import evaluate, make_run, neox_train_main, train, train_step
+from shakespeare_neox.engine.device import DeviceTrainer
+from shakespeare_neox.engine.recipe import TrainConfig
+from shakespeare_neox.engine.run import evaluate, make_run, neox_train_main, train
 from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -76,6 +78,12 @@ FULL = dict(GPU=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.
             CPU=RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"))
 
 
+def advance(run, n=1):
+    "Some more steps of a run"
+    run.trainer.n_steps = run.step + n
+    run.trainer.fit()
+
+
 def planted(run, at, error, where="forward"):
     "Lets a run's memory be full at the n-th pass, once"
     passes = []
@@ -96,8 +104,8 @@ def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, 
         planted(run, at, error, where)
     for step in range(n):
         if step == halved_before:
-            run_module.halve(run)
-        train_step(run, step)
+            run.trainer.halve(run.trainer.batches(step))
+        advance(run)
     return run, {k: v.clone() for k, v in run.model.state_dict().items()}
 
 
@@ -106,7 +114,7 @@ def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, 
 def test_full_memory_in_any_pass(at, where, kind, capsys):
     "The step is done again from its first pass: the bits of a run that had made its passes smaller before that step"
     run, found = steps(at=at, error=FULL[kind], where=where)
-    assert (run.c.train_micro_batch_size_per_gpu, run.c.gradient_accumulation_steps) == (4, 8)
+    assert run.trainer.pieces == 2 and run.c.train_micro_batch_size_per_gpu == 8
     assert "8 passes of 4 windows" in capsys.readouterr().err
     expected, whole = steps(halved_before=(at - 1)//4)[1], steps()[1]
     assert far(found, expected) == 0
@@ -121,12 +129,12 @@ def test_full_memory_in_the_evaluation(monkeypatch):
     def refuse(model, inputs):
         sizes.append(len(inputs[0]))
         if sizes[-1] > 3: raise FULL["GPU"]
-    hook = run.plain_model.register_forward_pre_hook(refuse)
+    hook = run.model.register_forward_pre_hook(refuse)
     found = evaluate(run)
     assert max(sizes) > 3 and math.isclose(found["loss"], expected["loss"], rel_tol=1e-6)
     hook.remove()
     def always(model, inputs): raise FULL["CPU"]
-    run.plain_model.register_forward_pre_hook(always)
+    run.model.register_forward_pre_hook(always)
     with pytest.raises(NeoxError, match="out of memory while scoring a single window"): evaluate(run)
 
 
@@ -152,7 +160,7 @@ def test_other_errors_are_not_taken_for_full_memory(monkeypatch):
     run = make_run(small())
     def wrong(model, inputs): raise RuntimeError("shapes do not fit")
     run.model.register_forward_pre_hook(wrong)
-    with pytest.raises(RuntimeError, match="shapes do not fit"): train_step(run, 0)
+    with pytest.raises(RuntimeError, match="shapes do not fit"): advance(run)
     with pytest.raises(RuntimeError, match="shapes do not fit"): evaluate(run)
 
 
@@ -208,7 +216,7 @@ def test_training_leaves_no_setting(start, capsys):
     with as_it_was(): train("quickstart", save="run", **{**SMALL, **start})  # complete
     with as_it_was(), pytest.raises(NeoxError): train("quickstart", save="run", **{**SMALL, **start, "seed": 3})
     with as_it_was(): neox_train_main([*RUN[:-1], "dry", "--dry_run"])
-    with as_it_was(): train_step(make_run(small()), 0)
+    with as_it_was(): advance(make_run(small()))
 
 
 def test_training_respects_settings(capsys):
@@ -240,24 +248,25 @@ def test_mean_weights_are_scored_in_the_precision_of_the_run(precision):
     still = dict(optimizer=dict(type="Adam", params=dict(lr=0.0)), min_lr=0.0, weight_decay=0.0, precision=precision)
     plain, mean = make_run(small(**still)), make_run(small(average_steps=2, **still))
     for run in (plain, mean):
-        for step in range(2): train_step(run, step)
-    assert mean.scored is not mean.plain_model
+        advance(run, 2)
+    assert mean.scored is not mean.model
     assert evaluate(mean)["loss"] == evaluate(plain)["loss"]
 
 
 def not_a_number(run_step):
     "Weights of which one is NaN from some step on, as on a GPU, where the loss is looked at now and then"
-    def step(run, number, *args):
-        loss, norm = train_step(run, number, *args)
-        if number >= run_step: next(run.model.parameters()).data[-1] = math.nan
-        return torch.tensor(2.0), norm
+    usual = DeviceTrainer.train_step
+    def step(self):
+        usual(self)
+        if self.step >= run_step: next(self.model.parameters()).data[-1] = math.nan
+        self.loss = torch.tensor(2.0)
     return step
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(patience=1), dict(eval_interval=100), dict(average_steps=2), dict(checkpoint_epochs=True)], ids=str)
 def test_no_model_that_is_not_finite_is_kept(settings, monkeypatch, capsys):
     "Neither by an evaluation, nor by a state, nor at the end of patience"
-    monkeypatch.setattr(run_module, "train_step", not_a_number(4))
+    monkeypatch.setattr(DeviceTrainer, "train_step", not_a_number(4))
     with pytest.raises(NeoxError, match="is no longer finite|became nan"): train("quickstart", save="run", **{**SMALL, **settings})
     assert saved_steps("run") == [4]
     for file in Path("run").rglob("*.safetensors"):
@@ -266,9 +275,9 @@ def test_no_model_that_is_not_finite_is_kept(settings, monkeypatch, capsys):
 
 def test_the_advice_after_nan_works(monkeypatch, capsys):
     "The command that the line names trains"
-    usual = run_module.learning_rate
+    usual = TrainConfig.learning_rate
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20 if step >= 18 else usual(step, c))
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20 if step >= 18 else usual(c, step, n))
         line = refuses(neox_train_main, [*RUN, "min_lr=0.0009"], capsys, "learning rate", "the state of step 15 is kept, in run", steps=True)
     name, *words = shlex.split(re.search(r"in a new folder: (neox_train .+?) \(", line)[1])
     assert words[-1] == "run-2" and any(w.startswith("optimizer.params.lr=") for w in words)
@@ -278,9 +287,9 @@ def test_the_advice_after_nan_works(monkeypatch, capsys):
 
 def test_an_early_failure_blocks_nothing(monkeypatch, capsys):
     "NaN before anything was saved: the corrected command takes the folder"
-    usual = run_module.learning_rate
+    usual = TrainConfig.learning_rate
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20)
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20)
         refuses(neox_train_main, RUN, capsys, "no state was saved yet", steps=True)
     said = succeeds(neox_train_main, [*RUN, "seed=5"], capsys).err
     assert "saved nothing" in said and saved_steps("run")[-1] == 30
@@ -710,7 +719,7 @@ def test_a_config_of_somebody_else(kind, trained, capsys):
 def test_an_edited_config_of_a_run_that_saved_nothing(monkeypatch, capsys):
     "What a person wrote there is not replaced; it can be trained, though"
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20)
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20)
         refuses(neox_train_main, RUN, capsys, "no state was saved yet", steps=True)
     config = Path("run/config.yml")
     config.write_text("# mine\n" + config.read_text().replace("seed: 1337", "seed: 4"))

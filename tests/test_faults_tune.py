@@ -56,10 +56,10 @@ def test_no_range(lowest, highest):
 def planted(monkeypatch, losses):
     "Lets the steps of a range test have these losses"
     left = iter(losses)
-    run = SimpleNamespace(model=SimpleNamespace(train=lambda: None))
-    monkeypatch.setattr(module, "make_run", lambda recipe: run)
-    monkeypatch.setattr(module, "training_settings", nullcontext)
-    monkeypatch.setattr(module, "train_step", lambda run, step, rate: (torch.tensor(next(left)), None))
+    trainer = SimpleNamespace(model=SimpleNamespace(train=lambda: None), settings=nullcontext())
+    def step(): trainer.loss = torch.tensor(next(left))
+    trainer.train_step = step
+    monkeypatch.setattr(module, "make_run", lambda recipe: SimpleNamespace(trainer=trainer))
 
 
 @pytest.mark.parametrize("losses, says", [([math.nan]*9, "became nan"), ([math.inf]*9, "became inf"), ([4.0, math.nan], "became nan"),

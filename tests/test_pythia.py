@@ -9,7 +9,8 @@ from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.data import eval_batches
 from shakespeare_neox.model import GPT, ModelConfig, activation_function, count_parameters, sample
 from shakespeare_neox.engine.recipe import MODEL_KEYS, TRAIN_KEYS, load_config, parse_override, read_recipe
-from shakespeare_neox.engine.run import evaluate, loss_of, make_run
+from shakespeare_neox.engine.run import evaluate, make_run
+from shakespeare_neox.train import token_losses
 
 # The facts of gpt-neox's configs/pythia at ea7aefd (2026-05). Parameters: the table at the end of each Pythia model card for 70M to 12B;
 # for 14M and 31M, which that table leaves out, the tensors of the published checkpoints.
@@ -176,10 +177,10 @@ def test_eval_iters_counts_batches(here):
     score = {}
     for size in (2, 4):
         run = tiny(data_path="sample", eval_iters=2, train_micro_batch_size_per_gpu=size)
-        first = [(made.x, made.y) for _, made in zip(range(2), eval_batches(run.files["valid"].ids, size, 32))]
-        with torch.no_grad(): by_hand = torch.stack([loss_of(run.model.eval(), x, y) for x, y in first]).mean().item()
+        first = [made for _, made in zip(range(2), eval_batches(run.data.files["valid"].ids, size, 32))]
+        with torch.no_grad(): by_hand = torch.stack([token_losses(run.model.eval(), made)[0].mean() for made in first]).mean().item()
         score[size] = evaluate(run)["loss"]
-        assert first[0][0].shape == (size, 32) and score[size] == pytest.approx(by_hand, rel=1e-5)
+        assert first[0].x.shape == (size, 32) and score[size] == pytest.approx(by_hand, rel=1e-5)
         assert evaluate(tiny(data_path="sample", train_micro_batch_size_per_gpu=size))["loss"] != pytest.approx(by_hand, rel=1e-5)
     assert score[2] != pytest.approx(score[4], rel=1e-5)
 

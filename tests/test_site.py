@@ -83,7 +83,7 @@ def test_definition(docs):
 def test_notes_of_all_parameters(docs):
     "Those behind stars and under a decorator, too; a method without a word is left to the code"
     assert re.search(r"\| `overrides` \|[ |]+settings that override the recipes \|", docs.api("shakespeare_neox.engine.run", "train"))
-    assert "| `n_tokens` | `int` | length of the token file |" in docs.api("shakespeare_neox.data", "windows")
+    assert "| `n_tokens` | `int` | length of the text |" in docs.api("shakespeare_neox.data", "windows")
     assert "{py:method} Run.done" not in docs.api("shakespeare_neox.engine.state", "Run")
 
 

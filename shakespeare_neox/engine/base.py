@@ -724,7 +724,7 @@ LONGEST_WORD = 1024                                     # characters
 ENDLESS_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
 
 def short_words(
-    line: str,
+    line: str, # of a text
 ): # yields str
     "Parts of a line in which no word is endless"
     start = 0

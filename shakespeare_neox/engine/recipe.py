@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'MOST_SAMPLED', 'TEXT_LISTS', 'PATHS', 'PATTERNS', 'FIRST', 'MOST_BYTES', 'MOST_VALUES', 'MOST_DEPTH',
-           'TEXT_KEYS', 'ENDINGS', 'TEXTS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING', 'OWN_KEYS',
-           'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock', 'ScheduleBlock',
-           'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing', 'NumberLoader',
-           'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml', 'in_one_line',
-           'recipe_text', 'read_recipe', 'find_recipe', 'file_exists', 'parse_override', 'yaml_text', 'yaml_value',
-           'Settings', 'leaf_names', 'merge', 'attention_kinds', 'sort_key', 'Recipe', 'read_recipes', 'names_of_texts',
-           'leave_tokenizer', 'fit_to_text', 'load_config', 'sort_settings', 'source_of', 'make_recipe',
-           'check_trainable', 'check_size', 'ignored_in_blocks', 'key_rows', 'recipe_keys', 'learning_rate',
-           'window_length']
+           'TEXT_KEYS', 'ENDINGS', 'TEXT_SETTINGS', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS', 'FITTED', 'FITTING',
+           'OWN_KEYS', 'TrainConfig', 'HalfPrecision', 'BrainPrecision', 'OptimizerBlock', 'CurriculumBlock',
+           'ScheduleBlock', 'gpt_neox_keys', 'sort_other_key', 'at_home', 'sort_block_key', 'is_number', 'are_growing',
+           'NumberLoader', 'TextDumper', 'quoted', 'YamlReader', 'compose', 'read_lines', 'read_yaml', 'write_yaml',
+           'in_one_line', 'recipe_text', 'read_recipe', 'shipped_recipes', 'find_recipe', 'recipe_hint', 'file_exists',
+           'parse_override', 'yaml_text', 'yaml_value', 'Settings', 'leaf_names', 'merge', 'attention_kinds',
+           'sort_key', 'Recipe', 'read_recipes', 'names_of_texts', 'leave_tokenizer', 'fit_to_text', 'load_config',
+           'sort_settings', 'source_of', 'make_recipe', 'check_trainable', 'check_size', 'ignored_in_blocks',
+           'key_rows', 'recipe_keys', 'window_length']
 
 # %% ../../nbs/engine/recipe.ipynb #0bd27c0f
-import copy, json, math, os, re
+import copy
+import json
+import math
+import os
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +28,13 @@ from typing import Literal, get_args, get_origin
 import yaml
 from fastcore.basics import patch
 from fastcore.docments import docments
+
 from .base import (NeoxError, assets, check_settings, nearest,
-                                        plain_value, say, shown)
+                                          plain_value, say, shown)
 from .corpora import load_corpus
+from .optimizers import OPTIMIZERS
 from ..model import ModelConfig
-from ..optimizer import OPTIMIZERS
+from ..train import learning_rate as scheduled
 
 # %% ../../nbs/engine/recipe.ipynb #a5c802f6
 @dataclass
@@ -596,26 +602,38 @@ def read_recipe(
     return read_yaml(recipe_text(path), str(path))
 
 # %% ../../nbs/engine/recipe.ipynb #1db9a228
+def shipped_recipes() -> dict: # name -> file
+    "The recipes that ship: in gpt-neox's keys alone, and in own/ those that only this library knows"
+    folder = assets("configs")
+    return {path.stem: path for path in [*folder.glob("*.yml"), *(folder/"own").glob("*.yml")]}
+
 def find_recipe(
     name: str, # a recipe that ships, or a path
 ) -> Path: # the file
     "Where a recipe lies"
-    path, known = Path(at_home(name)), {p.stem: p for p in assets("configs").glob("*.yml")}
-    if path.suffix not in (".yml", ".yaml"):
-        if name not in known:
-            hint = nearest(name[:80], known)
-            if file_exists(path):
-                hint = f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
-            elif "=" in name:
-                hint = "; in Python, settings are given by their names: train(\"quickstart\", train_iters=300)"
-            raise NeoxError(f"{in_one_line(name)}: no recipe of this name{hint}")
+    path, known = Path(at_home(name)), shipped_recipes()
+    if name in known:
         return known[name]
-    if path.name == name and path.stem in known and not file_exists(path):
+    if path.suffix not in (".yml", ".yaml"):
+        raise NeoxError(f"{in_one_line(name)}: no recipe of this name{recipe_hint(name, path, known)}")
+    if file_exists(path):
+        return path
+    if path.name == name and path.stem in known:
         return known[path.stem]
-    if not file_exists(path):
-        raise NeoxError(f"{in_one_line(name)}: no such recipe; check the path, or give a "
-                        f"recipe's name{nearest(path.stem, known)}")
-    return path
+    raise NeoxError(f"{in_one_line(name)}: no such recipe; check the path, or give a "
+                    f"recipe's name{nearest(path.stem, known)}")
+
+def recipe_hint(
+    name: str, # that no recipe has
+    path: Path, # the same as a path
+    known: dict, # name -> file of the recipes that ship
+) -> str:
+    "What may have been meant"
+    if file_exists(path):
+        return f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
+    if "=" in name:
+        return "; in Python, settings are given by their names: train(\"quickstart\", train_iters=300)"
+    return nearest(name[:80], known)
 
 def file_exists(
     path: Path, # as it was typed
@@ -670,7 +688,7 @@ def yaml_value(
     return YamlReader(where).read(node, depth=1)
 
 # %% ../../nbs/engine/recipe.ipynb #116a4f35
-TEXTS = ("data_path", "train_data_paths")
+TEXT_SETTINGS = ("data_path", "train_data_paths")
 
 class Settings(dict):
     "Merged settings that know where each came from"
@@ -694,7 +712,7 @@ class Settings(dict):
         for name in leaf_names(new) if not lines else []:
             self.sources[name] = where
             self.note_blocks(name, where)
-        self.layers.setdefault(where, {}).update({name: new[name] for name in TEXTS if name in new})
+        self.layers.setdefault(where, {}).update({name: new[name] for name in TEXT_SETTINGS if name in new})
         if "vocab_file" in new:
             self.tokenizer_layer = where
 
@@ -789,14 +807,16 @@ def read_recipes(
 ) -> tuple: # name of the run, merged settings
     "Reads and merges recipes"
     if not recipes:
-        raise NeoxError("no recipe "
-                        f"given{nearest('', [p.stem for p in assets('configs').glob('*.yml')])}")
-    settings, paths = Settings(), [find_recipe(str(r)) for r in recipes]
+        raise NeoxError(f"no recipe given{nearest('', shipped_recipes())}")
+    settings, paths = Settings(), [find_recipe(str(recipe)) for recipe in recipes]
+    names = [path.name for path in paths]
     for path in paths:
-        where = path.name if [p.name for p in paths].count(path.name) == 1 else str(path)
+        where = path.name if names.count(path.name) == 1 else str(path)
         new, lines = read_lines(recipe_text(path), str(path))
         merge(settings, new, where, lines=lines)
-    return paths[0].parent.name + "-again" if paths[0].name == "config.yml" else paths[0].stem, settings
+    if names[0] == "config.yml":
+        return f"{paths[0].parent.name}-again", settings
+    return paths[0].stem, settings
 
 # %% ../../nbs/engine/recipe.ipynb #b10c0004
 def names_of_texts(
@@ -987,17 +1007,15 @@ def recipe_keys() -> dict: # key -> dict(default, meaning, choices, status), sta
     return dict(sorted(rows.items()))
 
 # %% ../../nbs/engine/recipe.ipynb #6f91b21d
-def learning_rate(
+@patch
+def learning_rate(self: TrainConfig,
     step: int, # counts from 0
-    c: TrainConfig, # its schedule
+    n_steps: int = None, # of the run, train_iters if not given
 ) -> float:
     "The learning rate at a step"
-    peak, total = c.rates["lr"], c.lr_decay_iters or c.train_iters
-    warmup, decay = c.warmup*total, (c.warmup + c.stable)*total
-    if warmup > 0 and step <= warmup: return peak*min(1.0, max(1, step)/warmup)
-    share = max(0.0, min(1.0, (step - decay)/max(1e-9, total - decay)))
-    decayed = dict(constant=peak, linear=peak*(1 - share), exponential=peak*math.exp(-0.693*share), cosine=c.min_lr + (peak - c.min_lr)/2*(1 + math.cos(math.pi*share)))
-    return max(decayed[c.lr_decay_style], c.min_lr)
+    total = self.lr_decay_iters or n_steps or self.train_iters
+    return scheduled(step, self.rates["lr"], total, self.warmup, self.stable,
+                     self.lr_decay_style, self.min_lr)
 
 # %% ../../nbs/engine/recipe.ipynb #d14710d9
 def window_length(

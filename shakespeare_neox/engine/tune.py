@@ -19,9 +19,10 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from .base import NeoxError, command, locked, reason, remove_empty, say, write_whole
+from .device import kept_memory
 from .recipe import Recipe, load_config, merge, parse_override, read_recipes, sort_settings
 from .report import import_matplotlib, first_line, write_figure
-from .run import make_run, train_recipe, train_step, training_settings
+from .run import make_run, train_recipe
 
 # %% ../../nbs/engine/tune.ipynb #02aadd02
 @dataclass
@@ -72,17 +73,18 @@ def find_rate(
 ) -> RateCurve: # its `suggestion` is a rate to try
     "Trains a fresh model for some steps with a rising rate; keeps nothing"
     check_rates(lowest, highest, steps)
-    run, curve, mean = make_run(recipe), RateCurve([], []), 0.0
-    run.model.train()
-    with training_settings(run):
-        for i in range(steps):
-            rate = lowest*(highest/lowest)**(i/(steps - 1))
-            loss = float(train_step(run, i, rate)[0])
+    trainer, curve, mean = make_run(recipe).trainer, RateCurve([], []), 0.0
+    trainer.schedule = lambda step: lowest*(highest/lowest)**(step/(steps - 1))
+    trainer.model.train()
+    with trainer.settings, kept_memory():
+        for trainer.step in range(steps):
+            trainer.train_step()
+            rate, loss = trainer.schedule(trainer.step), float(trainer.loss)
             mean = 0.9*mean + 0.1*loss
             if not math.isfinite(loss) or curve.losses and loss > 2*min(curve.losses):
                 break
             curve.rates.append(rate)
-            curve.losses.append(mean/(1 - 0.9**(i + 1)))
+            curve.losses.append(mean/(1 - 0.9**(trainer.step + 1)))
     if len(curve.rates) < 3 or curve.minimum() == curve.rates[0]:
         what = f"became {loss:g}" if not math.isfinite(loss) else "did not fall"
         raise NeoxError(f"the loss {what} at rates from {lowest:g} to {rate:g}; give a lower first rate (lowest=), or more steps")

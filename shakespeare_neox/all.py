@@ -1,13 +1,16 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
+from .engine.attention import *
 from .engine.base import *
 from .engine.checkpoints import *
 from .engine.corpora import *
+from .engine.decode import *
 from .engine.device import *
 from .engine.optimizers import *
 from .engine.recipe import *
 from .engine.report import *
 from .engine.run import *
 from .engine.serve import *
+from .engine.settings import *
 from .engine.show import *
 from .engine.state import *
 from .engine.tokens import *
@@ -15,6 +18,5 @@ from .engine.tune import *
 from .data import *
 from .generate import *
 from .model import *
-from .optimizer import *
 from .tokenizer import *
 from .train import *

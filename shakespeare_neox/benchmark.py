@@ -20,7 +20,7 @@ import torch
 from .data import eval_batches
 from .engine.base import NeoxError, command, reason, say, write_whole
 from .engine.corpora import load_corpus
-from .generate import generate_ids
+from .engine.decode import generate_ids
 from .model import GPT, ModelConfig
 from .engine.checkpoints import to_hf
 from .engine.recipe import load_config

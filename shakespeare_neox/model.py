@@ -58,7 +58,8 @@ def rotate(
     sin: torch.Tensor, # the same shape
 ) -> torch.Tensor: # (B, H, T, D)
     "Turns the first `rotary_size` dimensions by their position's angles"
-    turning, resting = x[..., :cos.shape[-1]], x[..., cos.shape[-1]:]
+    size = cos.shape[-1]
+    turning, resting = x.split([size, x.shape[-1] - size], dim=-1)
     a, b = turning.chunk(2, dim=-1)
     turned = turning*cos + torch.cat([-b, a], dim=-1)*sin
     return torch.cat([turned, resting], dim=-1)
@@ -264,7 +265,8 @@ def rotary(self: GPT,
     "Cosine and sine of some positions"
     if self.config.pos_emb != "rotary":
         return None
-    return self.cos[positions][:, None], self.sin[positions][:, None]
+    cos, sin = (F.embedding(positions, table) for table in (self.cos, self.sin))
+    return cos[:, None], sin[:, None]
 
 @patch
 def logits(self: GPT,

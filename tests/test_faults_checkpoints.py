@@ -12,7 +12,7 @@ from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import fetch_model, pack, shipped
 from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
 from shakespeare_neox.engine.serve import neox_generate_main
-from shakespeare_neox.generate import generate
+from shakespeare_neox.engine.serve import generate
 from shakespeare_neox.model import Attention, GPT, ModelConfig, count_parameters
 from shakespeare_neox.engine.checkpoints import find_folder
 from shakespeare_neox.engine.device import training_bytes
@@ -573,8 +573,8 @@ def test_several_ends_of_text(eos, stops):
         drawn = generate(model, again, ["a", "b"], max_new_tokens=4, temperature=0)
         assert drawn == [generate(model, again, "a", max_new_tokens=4, temperature=0)]*2
         if token == 5: assert drawn == ["c" if ends else "c"*4]*2
-        from shakespeare_neox.generate import complete
-        assert [len(ids) for ids in complete(model, again, [[3]], max_new_tokens=4, temperature=0)] == [1 if ends else 4]
+        from shakespeare_neox.engine.serve import complete
+        assert [text.n_ids for _, text in complete(model, again, [[3]], max_new_tokens=4, temperature=0)] == [1 if ends else 4]
 
 
 @pytest.mark.parametrize("eos", [5, [0, 5], [5, 4]], ids=str)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import FAMILIES, family_for, full_name, open_checkpoint, packed, places, to_hf
-from shakespeare_neox.generate import generate, generate_ids
+from shakespeare_neox.engine.decode import generate_ids
+from shakespeare_neox.engine.serve import generate
 from shakespeare_neox.model import GPT, Cache, ModelConfig, count_parameters
 from shakespeare_neox.tokenizer import train_tokenizer
 
@@ -263,6 +264,18 @@ def test_published_sizes(name):
     stored = sum(torch.Size(shape).numel() for place in places(family_for(config), config).values() for shape in place.shapes)
     assert sum(count_parameters(config).values()) == stored == published
     if name == "LLaMA 7B": assert to_hf(config)["intermediate_size"] == 11008
+
+
+RECIPES = dict(nanogpt_char=("gpt2", 65, 10_646_784 + 256*384), gpt2_124m=("gpt2", 50257, 124_439_808 + 47*768), llama_char=("llama", 65, 10_646_784), llama_15m=("llama", 32000, 15_191_712))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sizes_of_recipes(name):
+    "nanoGPT counts its character model without the positions; GPT-2's vocabulary is padded by 47 rows"
+    from shakespeare_neox.engine.recipe import load_config
+    family, n_ids, n_parameters = RECIPES[name]
+    config = load_config(name).model_config(n_ids)
+    assert family_for(config).model_type == family and sum(count_parameters(config).values()) == n_parameters
 
 
 @pytest.fixture(params=["char", "bpe"])

@@ -12,8 +12,7 @@ from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
 from shakespeare_neox.data import eval_batches, get_batch, read_split, windows
 from shakespeare_neox.engine.tokens import TokenFile, TokenWriter, by_document, divide, id_type, write_header
-from shakespeare_neox.engine.serve import batches
-from shakespeare_neox.generate import generate, held_back, stream
+from shakespeare_neox.engine.serve import by_length, held_back, stream
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.tokenizer import train_tokenizer
 from shakespeare_neox.engine.recipe import TrainConfig, merge, parse_override, read_yaml
@@ -251,9 +250,12 @@ MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=999, padd
 
 
 def both(tokenizer, ids, stop):
-    "The pieces of `stream` and the text of a batch, where these ids are drawn"
-    with patch("shakespeare_neox.generate.generate_ids", lambda *a, **k: ([i] for i in ids)):
-        return list(stream(MODEL, tokenizer, "M", stop)), generate(MODEL, tokenizer, ["M"], stop)[0]
+    "The pieces of `stream` where these ids are drawn, and the right text: all decoded at once, then cut"
+    with patch("shakespeare_neox.engine.serve.generate_ids", lambda *a, **k: ([i] for i in ids)):
+        pieces = list(stream(MODEL, tokenizer, "M", stop))
+    text = tokenizer.decode(ids[:ids.index(tokenizer.eot_id)] if tokenizer.eot_id in ids else ids)
+    ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+    return pieces, text[:min(ends)[1]] if ends else text
 
 
 def inside(stop): return any(s != t and s in t for s in stop for t in stop)
@@ -301,13 +303,13 @@ def test_held_back(text, stop):
         for k in range(1, len(s)): assert not text.endswith(s[:k]) or n >= k
 
 
-@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 9), st.integers(1, 4))
-def test_batches(lengths, size, stretch):
-    "Every prompt once, in full batches, sorted within each stretch, and no prompt before those of an earlier stretch"
-    found = list(batches(lengths, size, stretch)); flat = sum(found, [])
-    assert sorted(flat) == list(range(len(lengths))) and all(1 <= len(b) <= size for b in found) and len(found) == -(-len(lengths)//size)
-    for first in range(0, len(flat), stretch*size):
-        part = flat[first:first + stretch*size]
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 36))
+def test_prompts_by_length(lengths, stretch):
+    "Every prompt once, sorted within each stretch, and no prompt before those of an earlier stretch"
+    found = list(by_length([[0]*n for n in lengths], stretch)); flat = [number for number, _ in found]
+    assert sorted(flat) == list(range(len(lengths))) and all(len(ids) == lengths[number] for number, ids in found)
+    for first in range(0, len(flat), stretch):
+        part = flat[first:first + stretch]
         assert sorted(part) == list(range(first, first + len(part))) and [lengths[i] for i in part] == sorted((lengths[i] for i in part), reverse=True)
 
 

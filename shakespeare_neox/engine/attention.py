@@ -68,14 +68,13 @@ class Cache:
         v: torch.Tensor, # (B, H_kv, T, D) new values
     ) -> tuple: # keys, values: (B, H_kv, slots in use, D)
         "Writes new keys and values into their slots, and returns all that are in use"
-        keys, values = self.keys[layer], self.values[layer]
-        for store, new in ((keys, k), (values, v)):
+        for store, new in ((self.keys, k), (self.values, v)):
             if isinstance(self.slots, slice):
-                store[:, :, self.slots] = new
+                store[layer, :, :, self.slots] = new
             else:
-                store.scatter_(2, self.slots.expand_as(new), new.to(store.dtype))
-        n = keys.shape[2] if self.static else self.length
-        return keys[:, :, :n], values[:, :, :n]
+                store[layer].scatter_(2, self.slots.expand_as(new), new.to(store.dtype))
+        n = self.keys.shape[3] if self.static else self.length
+        return self.keys[layer, :, :, :n], self.values[layer, :, :, :n]
 
 # %% ../../nbs/engine/attention.ipynb #00575573
 def check_length(

@@ -45,7 +45,7 @@ from .base import write_whole
 from .corpora import download
 from .settings import LARGEST, MOST_LAYERS
 from .tokens import load_tokenizer
-from ..generate import known_ids
+from .decode import known_ids
 from ..model import GPT, ModelConfig, count_parameters
 
 # %% ../../nbs/engine/checkpoints.ipynb #7f0dacbe

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['neox_train_main', 'run_tokenizer', 'check_alphabet', 'check_apart', 'cached_tokens', 'cached_or_made', 'token_files',
            'open_cached', 'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached',
-           'passes_of', 'steps_in_epoch', 'first_character', 'prompt_of', 'make_plan', 'resident_ids', 'StepBatches',
-           'open_run_data', 'check_processes', 'make_trainer', 'make_run', 'losses_within_memory', 'evaluate',
-           'mean_loss', 'is_due', 'logs_now', 'scores_now', 'saves_now', 'RunCallback', 'Signals', 'FiniteCheck',
-           'check_finite', 'Evaluation', 'sample_of', 'BestModel', 'find_lost_best', 'EarlyStop', 'EpochModels',
-           'SavedStates', 'LogLines', 'make_callbacks', 'pays_to_compile', 'compile_if_it_pays', 'train_recipe',
-           'train_run', 'open_folder', 'try_report', 'fit_and_log', 'facts_of', 'stop', 'result_of', 'train',
-           'seconds_for_a_step', 'dry_run', 'neox_train', 'carry_out']
+           'passes_of', 'steps_in_epoch', 'first_character', 'settle_prompt', 'make_plan', 'resident_ids',
+           'StepBatches', 'open_run_data', 'check_processes', 'make_trainer', 'make_run', 'losses_within_memory',
+           'evaluate', 'mean_loss', 'is_due', 'logs_now', 'scores_now', 'saves_now', 'RunCallback', 'Signals',
+           'FiniteCheck', 'check_finite', 'Evaluation', 'written_now', 'BestModel', 'find_lost_best', 'EarlyStop',
+           'EpochModels', 'SavedStates', 'LogLines', 'make_callbacks', 'pays_to_compile', 'compile_if_it_pays',
+           'train_recipe', 'train_run', 'open_folder', 'try_report', 'fit_and_log', 'facts_of', 'stop', 'result_of',
+           'train', 'seconds_for_a_step', 'dry_run', 'neox_train', 'carry_out']
 
 # %% ../../nbs/engine/run.ipynb #9e8b7962
 import json
@@ -290,7 +290,7 @@ def first_character(
     "The character with which a text begins"
     return tokenizer.decode(tokens.ids[:16].tolist())[:1]
 
-def prompt_of(
+def settle_prompt(
     recipe: Recipe, # its sample_prompt, if one is given
     data: RunData, # of the run
 ) -> str:
@@ -323,7 +323,7 @@ def make_plan(
     micro_batch, passes = c.train_micro_batch_size_per_gpu, passes_of(c, n_processes)
     per_epoch = steps_in_epoch(train, seq_length, micro_batch*passes*n_processes)
     n_steps = c.train_iters or math.ceil(c.train_epochs*per_epoch)
-    prompt = prompt_of(recipe, data)
+    prompt = settle_prompt(recipe, data)
     return Plan(n_steps, micro_batch, passes, n_processes, seq_length, prompt)
 
 # %% ../../nbs/engine/run.ipynb #e919d181
@@ -509,15 +509,21 @@ def is_due(
     "Whether something that happens now and then happens after this step"
     return bool(every) and run.step % every == 0
 
-def logs_now(run: Run) -> bool:
+def logs_now(
+    run: Run, # after a step
+) -> bool:
     "Whether this step is logged"
     return is_due(run, run.c.log_interval) or run.step == 1 or run.trainer.done
 
-def scores_now(run: Run) -> bool:
+def scores_now(
+    run: Run, # after a step
+) -> bool:
     "Whether the run is evaluated after this step"
     return is_due(run, run.c.eval_interval) or run.step == run.plan.n_steps
 
-def saves_now(run: Run) -> bool:
+def saves_now(
+    run: Run, # after a step
+) -> bool:
     "Whether a state is saved after this step"
     listed = run.step in (run.c.extra_save_iters or ())
     return is_due(run, run.c.checkpoint_factor) or listed or run.trainer.done
@@ -579,11 +585,11 @@ class Evaluation(RunCallback):
         found = evaluate(run)
         if not math.isfinite(found["loss"]):
             raise diverged(run, f"the validation loss became {found['loss']}")
-        trainer.scores = {**found, "sample": sample_of(run)}
+        trainer.scores = {**found, "sample": written_now(run)}
         check_folder(run)                                   # an evaluation takes long
         trainer.call("evaluate")
 
-def sample_of(
+def written_now(
     run: Run, # that is training
 ) -> str: # empty if there is not enough memory
     "What the model writes now"

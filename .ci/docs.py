@@ -11,6 +11,8 @@ from nbdev.process import NBProcessor, read_nb
 from nbdev.processors import FilterDefaults
 from sphinx.application import Sphinx
 
+from glossary import Linker, read_terms
+
 ROOT = Path(__file__).resolve().parent.parent
 LIB = get_config().lib_name
 GITHUB, HOME, BRANCH = get_config().git_url, get_config().doc_host + get_config().doc_baseurl, get_config().branch
@@ -134,8 +136,9 @@ def wide(outputs: list) -> str:
     return "wide" if any(int.from_bytes(p[16:20]) > 700 for p in pictures) else ""
 
 
-def convert(name: str, anchors: dict, symbols: dict):
-    "One notebook as MyST-NB reads it"
+def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
+    "One notebook as MyST-NB reads it; the first use of a term links to the glossary"
+    linker = Linker(name, terms)
     nb = read_nb(ROOT/"nbs"/f"{name}.ipynb")
     module = next((f"{LIB}.{m}" for c in nb.cells for m in re.findall(r"^#\| *default_exp ([\w.]+)", c.source, re.M)), None)
     run = [p for p in FilterDefaults().procs() if p.__name__ not in ("exec_show_docs", "insert_warning")]   # nothing is executed
@@ -147,7 +150,7 @@ def convert(name: str, anchors: dict, symbols: dict):
             if cell.cell_type == "raw": continue
             source = cell.source
             if cell.cell_type == "markdown":
-                if source := BADGE.sub("", source).strip(): cells.append(nbformat.v4.new_markdown_cell(prose(name, source, anchors, symbols)))
+                if source := BADGE.sub("", source).strip(): cells.append(nbformat.v4.new_markdown_cell(prose(name, linker.linked(source), anchors, symbols)))
                 continue
             if shown := re.search(r"^show_doc\(([\w.]+)", source, re.M):
                 cells.append(nbformat.v4.new_markdown_cell(api(module, shown[1]))); continue
@@ -257,9 +260,9 @@ def write(source: Path):
     anchors = {n: headings(read_nb(ROOT/"nbs"/f"{n}.ipynb")) for n in names} | {n: {} for n in MADE}
     syms = importlib.import_module(f"{LIB}._modidx").d["syms"]
     symbols = {url: full.removeprefix(f"{module}.") for module, s in syms.items() for full, (url, _) in s.items()}
-    leads = {}
+    leads, terms = {}, read_terms(ROOT/"nbs/reference/glossary.ipynb")
     for name in names:
-        meta, nb = convert(name, anchors, symbols)
+        meta, nb = convert(name, anchors, symbols, terms)
         target = source/f"{page(name)}.ipynb"; target.parent.mkdir(parents=True, exist_ok=True)
         leads[page(name)] = (meta["title"], meta.get("description", "")); nbformat.write(nb, target)
         if name == "index": index, index_meta = nb, meta

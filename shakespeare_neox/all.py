@@ -1,4 +1,5 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
+from .engine.attention import *
 from .engine.base import *
 from .engine.checkpoints import *
 from .engine.corpora import *
@@ -9,6 +10,7 @@ from .engine.recipe import *
 from .engine.report import *
 from .engine.run import *
 from .engine.serve import *
+from .engine.settings import *
 from .engine.show import *
 from .engine.state import *
 from .engine.tokens import *

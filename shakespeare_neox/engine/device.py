@@ -89,12 +89,13 @@ def onednn_is_exact() -> bool: # whether its fp32 loses no digit on this process
 # %% ../../nbs/engine/device.ipynb #a0c5ff18
 MALLOC_WORDS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                 # of glibc's malloc.h
-keeping = []                                                # one entry for each `kept_memory` that is open
+keeping = []                                # one entry for each `kept_memory` that is open
 
 def glibc(): # its functions, None where there is another C library or a person's own settings
     "glibc's memory allocator, where it is ours to set"
     import ctypes
-    chosen = any(word in os.environ for word in MALLOC_WORDS) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    chosen = any(word in os.environ for word in MALLOC_WORDS)
+    chosen = chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if not sys.platform.startswith("linux") or chosen:
         return None
     library = ctypes.CDLL(None)
@@ -102,7 +103,7 @@ def glibc(): # its functions, None where there is another C library or a person'
 
 @contextmanager
 def kept_memory():
-    "Has the memory that a step frees kept for the next one inside `with`, and hands it back afterwards"
+    "Keeps the memory that a step frees for the next one, and hands it back after `with`"
     library = glibc()
     keeping.append(library)
     try:
@@ -118,7 +119,7 @@ def kept_memory():
 
 # %% ../../nbs/engine/device.ipynb #6b1d90e3
 class TorchSettings:
-    "The global settings that training needs, in force inside `with`; what was set before comes back"
+    "The global settings that training needs, in force inside `with` and no longer"
     def __init__(self,
         device: str, # "cuda", "cpu" or "mps"
         deterministic: bool, # whether a CPU is to give the same bits in every run
@@ -139,7 +140,8 @@ class TorchSettings:
         self.products = onednn_products() if self.onednn else None
         if self.on_cpu:
             torch.use_deterministic_algorithms(self.deterministic)
-            torch.utils.deterministic.fill_uninitialized_memory = False     # nothing here reads it: 15% of a step
+            # nothing here reads uninitialized memory: filling it takes 15% of a step
+            torch.utils.deterministic.fill_uninitialized_memory = False
         if self.products:
             self.products.__enter__()
         return self
@@ -238,7 +240,8 @@ def memory_line(
 ) -> str: # one line
     "The memory that training would need, for a person"
     mebibytes = training_bytes(config, batch_size)/2**20
-    return f"memory    {mebibytes:>15,.0f} MiB for training, about, with {batch_size} windows at once"
+    about = f"MiB for training, about, with {batch_size} windows at once"
+    return f"memory    {mebibytes:>15,.0f} {about}"
 
 # %% ../../nbs/engine/device.ipynb #decb7763
 def check_memory(
@@ -258,7 +261,8 @@ def check_memory(
                         "or try all the same with --force (force=True in Python)")
 
 # %% ../../nbs/engine/device.ipynb #09d714d0
-NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
+             "std::bad_alloc")
 
 def within_memory(
     work, # a function without arguments
@@ -301,11 +305,12 @@ def check_ranks(
     if size < 1 or rank >= size:
         raise NeoxError(f"RANK={rank} and WORLD_SIZE={size} do not go together; launchers such "
                         "as torchrun set both, else: unset RANK WORLD_SIZE LOCAL_RANK")
-    needed = [found["RANK"], found["WORLD_SIZE"], os.environ.get("MASTER_ADDR"), found["MASTER_PORT"]]
+    needed = [found[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
+    needed.append(os.environ.get("MASTER_ADDR"))
     if (size > 1 or alone) and not all(needed):
         names = " ".join(alone + ["WORLD_SIZE"]*bool(found["WORLD_SIZE"]))
-        raise NeoxError(f"{names.split()[0]} is set, but not all of RANK, WORLD_SIZE, MASTER_ADDR and "
-                        "MASTER_PORT; start several processes with torchrun, "
+        raise NeoxError(f"{names.split()[0]} is set, but not all of RANK, WORLD_SIZE, MASTER_ADDR "
+                        "and MASTER_PORT; start several processes with torchrun, "
                         f"or a single one after: unset {names}")
 
 # %% ../../nbs/engine/device.ipynb #2927e36d
@@ -320,9 +325,9 @@ def check_launch():
     address, several = os.environ.get("MASTER_ADDR"), os.environ.get("WORLD_SIZE")
     # an address to meet at, and nobody to meet
     if os.environ.get("ACCELERATE_MIXED_PRECISION") and address and not several:
-        raise NeoxError("accelerate was asked for several processes and started one, as it does with "
-                        "--cpu or use_cpu: true; leave that out and give --multi_gpu, on a CPU too, "
-                        "or use torchrun")
+        raise NeoxError("accelerate was asked for several processes and started one, as it does "
+                        "with --cpu or use_cpu: true; leave that out and give --multi_gpu, "
+                        "on a CPU too, or use torchrun")
     check_environment()
 
 # %% ../../nbs/engine/device.ipynb #2a785e58
@@ -399,10 +404,11 @@ def together():
         if not dist.is_initialized() or not (isinstance(e, dist.DistError) or "gloo" in str(e)):
             raise
         raise NeoxError("another process of this run ended, and its own lines say why; "
-                        "the last saved state is kept, and the same command goes on from there") from e
+                        "the last saved state is kept, and the same command goes on "
+                        "from there") from e
 
 # %% ../../nbs/engine/device.ipynb #3fe936c9
-OTHER_MASKS = 2_654_435_761         # spreads the seeds of processes over the 32 bits that torch keeps
+OTHER_MASKS = 2_654_435_761         # spreads the seeds of processes over torch's 32 bits
 
 class DeviceTrainer(Trainer):
     "The lesson's Trainer on a device: any precision, several processes, memory that may be full"
@@ -506,7 +512,7 @@ def undivided(self: DeviceTrainer, work): # a function without arguments -> what
     "The optimizer's part of a step"
     found = within_memory(work)
     if found is None:
-        raise NeoxError(f"out of memory in the optimizer's part of step {self.step + 1}, after which "
-                        "the weights may be half changed; lower train_micro_batch_size_per_gpu, "
+        raise NeoxError(f"out of memory in the optimizer's part of step {self.step + 1}, "
+                        "after which the weights may be half changed; lower train_micro_batch_size_per_gpu, "
                         "hidden_size or num_layers, or leave average_steps out, in a new folder")
     return found

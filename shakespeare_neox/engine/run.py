@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['neox_train_main', 'run_tokenizer', 'check_alphabet', 'check_apart', 'cached_tokens', 'cached_or_made', 'token_files',
            'open_cached', 'join_tokens', 'is_prepared', 'open_prepared', 'run_corpus', 'open_data', 'prepare_cached',
-           'passes_of', 'steps_in_epoch', 'first_character', 'prompt_of', 'make_plan', 'resident_ids', 'StepBatches',
-           'open_run_data', 'check_processes', 'make_trainer', 'make_run', 'losses_within_memory', 'evaluate',
-           'mean_loss', 'is_due', 'logs_now', 'scores_now', 'saves_now', 'RunCallback', 'Signals', 'FiniteCheck',
-           'check_finite', 'Evaluation', 'sample_of', 'BestModel', 'find_lost_best', 'EarlyStop', 'EpochModels',
-           'SavedStates', 'LogLines', 'make_callbacks', 'pays_to_compile', 'compile_if_it_pays', 'train_recipe',
-           'train_run', 'open_folder', 'try_report', 'fit_and_log', 'facts_of', 'stop', 'result_of', 'train',
-           'seconds_for_a_step', 'dry_run', 'neox_train', 'carry_out']
+           'passes_of', 'steps_in_epoch', 'first_character', 'settle_prompt', 'make_plan', 'resident_ids',
+           'StepBatches', 'open_run_data', 'check_processes', 'make_trainer', 'make_run', 'losses_within_memory',
+           'evaluate', 'mean_loss', 'is_due', 'logs_now', 'scores_now', 'saves_now', 'RunCallback', 'Signals',
+           'FiniteCheck', 'check_finite', 'Evaluation', 'written_now', 'BestModel', 'find_lost_best', 'EarlyStop',
+           'EpochModels', 'SavedStates', 'LogLines', 'make_callbacks', 'pays_to_compile', 'compile_if_it_pays',
+           'train_recipe', 'train_run', 'open_folder', 'try_report', 'fit_and_log', 'facts_of', 'stop', 'result_of',
+           'train', 'seconds_for_a_step', 'dry_run', 'neox_train', 'carry_out']
 
 # %% ../../nbs/engine/run.ipynb #9e8b7962
 import json
@@ -31,18 +31,19 @@ import torch
 import torch.distributed as dist
 
 from ..data import Batch, batch_starts, eval_batches, get_batch, windows
-from .base import (NeoxError, assets, cache_folder, command, is_main, is_ours,
-                                          locked, new_folder, read_json, reason, say, write_whole)
+from .base import (NeoxError, assets, cache_folder, command, is_main,
+                                          is_ours, locked, new_folder, read_json, reason, say, write_whole)
 from .checkpoints import family_for
 from .corpora import Corpus, given_texts, load_corpus
 from .device import (LONG_RUN, DeviceTrainer, TorchSettings, check_alike,
-                                            check_memory, compile_model, make_accelerator, memory_line,
-                                            stop_signal, together, uncompile, used_bytes, within_memory)
+                                            check_memory, compile_model, make_accelerator,
+                                            memory_line, stop_signal, together, uncompile,
+                                            used_bytes, within_memory)
 from .optimizers import WeightAverage, make_optimizer
 from .recipe import (Recipe, TrainConfig, load_config, merge, parse_override,
                                             read_recipes, sort_settings, window_length)
-from .report import (Board, Log, Progress, TrainResult, best_event, first_line,
-                                            noted_signals, start_wandb, write_report)
+from .report import (Board, Log, Progress, TrainResult, best_event,
+                                            first_line, noted_signals, start_wandb, write_report)
 from .state import (Plan, Run, RunData, check_folder, claim_folder, digest,
                                            diverged, held_folder, keep_best, keep_model, save_state,
                                            versions)
@@ -61,8 +62,10 @@ def run_tokenizer(
     if not c.vocab_file:
         return train_tokenizer("".join(sorted(alphabet)), "char")
     path = Path(c.vocab_file)
-    shipped = assets("tokenizer").joinpath(*path.parts[1:]) if path.parts[:1] == ("tokenizer",) else path
-    return load_tokenizer(shipped if shipped.exists() and not path.exists() else path)
+    if path.parts[:1] == ("tokenizer",) and not path.exists():
+        shipped = assets("tokenizer").joinpath(*path.parts[1:])
+        path = shipped if shipped.exists() else path
+    return load_tokenizer(path)
 
 def check_alphabet(
     c: TrainConfig, # its vocab_file
@@ -79,9 +82,9 @@ def check_alphabet(
     if not lacking:
         return
     shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in lacking[:5]) + ", ..."*(len(lacking) > 5)
-    raise NeoxError(f"{corpus.name}: {len(lacking)} of its characters are not in the tokenizer {c.vocab_file}: {shown}; "
-                    "leave it out, and a tokenizer is made from this text: vocab_file= on the command line, "
-                    "vocab_file=None in Python")
+    raise NeoxError(f"{corpus.name}: {len(lacking)} of its characters are not in the tokenizer "
+                    f"{c.vocab_file}: {shown}; leave it out, and a tokenizer is made from this text: "
+                    "vocab_file= on the command line, vocab_file=None in Python")
 
 # %% ../../nbs/engine/run.ipynb #f08b2c6d
 def check_apart(
@@ -97,7 +100,8 @@ def check_apart(
             if same or a.st_size == b.st_size and digest(valid) == digest(train):
                 names = f"{train} is" if train == valid else f"{train} and {valid} are"
                 what = "the same file" if same else "the same text"
-                raise NeoxError(f"{names} {what}, both trained on and scored; give other texts in valid_data_paths")
+                raise NeoxError(f"{names} {what}, both trained on and scored; "
+                                "give other texts in valid_data_paths")
 
 # %% ../../nbs/engine/run.ipynb #1fbb6a76
 def cached_tokens(
@@ -164,7 +168,8 @@ def join_tokens(
     files = [TokenFile(p, fingerprint) for p in paths]
     if len(files) == 1:
         return files[0]
-    key = sha256("|".join([digest(f.path) for f in files] + [fingerprint]).encode()).hexdigest()[:16]
+    content = "|".join([digest(file.path) for file in files] + [fingerprint])
+    key = sha256(content.encode()).hexdigest()[:16]
     folder = cache_folder()/"joined"/key
     def make():
         with new_folder(folder, "token files") as made:
@@ -173,7 +178,8 @@ def join_tokens(
                     with f.path.open("rb") as one:
                         shutil.copyfileobj(one, all_of_them)
             n_documents = sum(f.header.get("n_documents", 1) for f in files)
-            write_header(made/"tokens.bin", sum(f.n_bytes for f in files), files[0].vocab_size, fingerprint, n_documents)
+            n_bytes = sum(f.n_bytes for f in files)
+            write_header(made/"tokens.bin", n_bytes, files[0].vocab_size, fingerprint, n_documents)
     return cached_tokens(folder, make, fingerprint)["tokens"]
 
 # %% ../../nbs/engine/run.ipynb #f6c79bb3
@@ -197,8 +203,10 @@ def open_prepared(
     if not c.train_data_paths:
         lists = {name: [f"{c.data_path}/{name}.bin"] for name in ("train", "valid")}
     if stray := [p for paths in lists.values() for p in paths if not str(p).endswith(".bin")]:
-        raise NeoxError(f"{stray[0]}: a corpus among token files; give .bin files only, or corpora only")
-    tokenizer = run_tokenizer(c, "") if c.vocab_file else load_tokenizer(Path(lists["train"][0]).parent)
+        raise NeoxError(f"{stray[0]}: a corpus among token files; "
+                        "give .bin files only, or corpora only")
+    beside = Path(lists["train"][0]).parent
+    tokenizer = run_tokenizer(c, "") if c.vocab_file else load_tokenizer(beside)
     files = {name: join_tokens(paths, tokenizer.fingerprint) for name, paths in lists.items()}
     check_apart([(path, name) for name, paths in lists.items() for path in paths])
     return files, tokenizer
@@ -217,7 +225,8 @@ def open_data(
 ) -> tuple: # {"train": TokenFile, "valid": TokenFile}, Tokenizer, licence of the text
     "Token files and tokenizer of a run"
     if bool(c.train_data_paths) != bool(c.valid_data_paths):
-        raise NeoxError("train_data_paths and valid_data_paths go together; give both, or data_path alone")
+        raise NeoxError("train_data_paths and valid_data_paths go together; "
+                        "give both, or data_path alone")
     if not (c.data_path or c.train_data_paths):
         raise NeoxError("data_path is not given; add one, such as data_path: sample")
     given = [*(c.train_data_paths or []), *(c.valid_data_paths or [])]
@@ -227,9 +236,12 @@ def open_data(
     tokenizer = run_tokenizer(c, corpus.counts.alphabet)
     check_alphabet(c, tokenizer, corpus)
     folder = cache_folder()/"tokens"/preparation_key(corpus, tokenizer, c.split)
-    files = cached_tokens(folder, lambda: prepare_cached(corpus, tokenizer, folder, c.split), tokenizer.fingerprint)
+    def make():
+        prepare_cached(corpus, tokenizer, folder, c.split)
+    files = cached_tokens(folder, make, tokenizer.fingerprint)
     if "valid" not in files:
-        raise NeoxError(f"split: {c.split!r} leaves no validation text; give a second share, such as 90,10,0")
+        raise NeoxError(f"split: {c.split!r} leaves no validation text; "
+                        "give a second share, such as 90,10,0")
     return {part: files[part] for part in ("train", "valid")}, tokenizer, corpus.licence
 
 def prepare_cached(
@@ -243,7 +255,8 @@ def prepare_cached(
         prepare(corpus, tokenizer, folder, split)
     except NeoxError as e:
         advice = "set NEOX_CACHE to a folder on another disk"
-        raise NeoxError(str(e).replace("name a folder on another disk with --out", advice)) from None
+        problem = str(e).replace("name a folder on another disk with --out", advice)
+        raise NeoxError(problem) from None
 
 # %% ../../nbs/engine/run.ipynb #2ff7b0f3
 def passes_of(
@@ -256,8 +269,8 @@ def passes_of(
     if passes != int(passes) or c.train_batch_size and passes*at_once != c.train_batch_size:
         whole = c.gradient_accumulation_steps or "a whole number of"
         raise NeoxError(f"train_batch_size: {c.train_batch_size} windows are not {whole} passes of "
-                        f"{at_once} (train_micro_batch_size_per_gpu {c.train_micro_batch_size_per_gpu}, "
-                        f"{n_processes} processes); change one of them")
+                        f"{at_once} (train_micro_batch_size_per_gpu "
+                        f"{c.train_micro_batch_size_per_gpu}, {n_processes} processes); change one of them")
     return int(passes)
 
 # %% ../../nbs/engine/run.ipynb #3e3d7b89
@@ -277,7 +290,7 @@ def first_character(
     "The character with which a text begins"
     return tokenizer.decode(tokens.ids[:16].tolist())[:1]
 
-def prompt_of(
+def settle_prompt(
     recipe: Recipe, # its sample_prompt, if one is given
     data: RunData, # of the run
 ) -> str:
@@ -310,7 +323,7 @@ def make_plan(
     micro_batch, passes = c.train_micro_batch_size_per_gpu, passes_of(c, n_processes)
     per_epoch = steps_in_epoch(train, seq_length, micro_batch*passes*n_processes)
     n_steps = c.train_iters or math.ceil(c.train_epochs*per_epoch)
-    prompt = prompt_of(recipe, data)
+    prompt = settle_prompt(recipe, data)
     return Plan(n_steps, micro_batch, passes, n_processes, seq_length, prompt)
 
 # %% ../../nbs/engine/run.ipynb #e919d181
@@ -320,7 +333,9 @@ def resident_ids(
     free: int, # bytes there
 ) -> torch.Tensor: # (n,) int32; None if they take too much
     "The ids of a text on a device, where they fit"
-    return torch.from_numpy(tokens.ids.astype("int32")).to(device) if 4*len(tokens) <= free//10 else None
+    if 4*len(tokens) > free//10:
+        return None
+    return torch.from_numpy(tokens.ids.astype("int32")).to(device)
 
 # %% ../../nbs/engine/run.ipynb #ebb7f174
 @dataclass
@@ -347,7 +362,8 @@ class StepBatches:
     ) -> Batch: # (B, T)
         "The windows of a pass"
         plan = self.plan
-        which = (self.c.seed, number*plan.n_processes + self.process, plan.micro_batch, plan.seq_length)
+        number = number*plan.n_processes + self.process         # among those of all processes
+        which = (self.c.seed, number, plan.micro_batch, plan.seq_length)
         if self.resident is None:
             return get_batch(self.ids, *which).to(self.device)
         starts = torch.from_numpy(batch_starts(len(self.ids), *which)).to(self.device)
@@ -402,8 +418,9 @@ def make_trainer(
     batches = StepBatches(train.ids, c, plan, device, accelerator.process_index, resident)
     optimizer = make_optimizer(model, c.optimizer_type, c.rates, c.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
-    return DeviceTrainer(model, optimizer, batches, lambda step: c.learning_rate(step, plan.n_steps),
-                         plan.n_steps, max_norm=c.gradient_clipping, accelerator=accelerator,
+    def schedule(step):
+        return c.learning_rate(step, plan.n_steps)
+    return DeviceTrainer(model, optimizer, batches, schedule, plan.n_steps, max_norm=c.gradient_clipping, accelerator=accelerator,
                          settings=settings, seed=c.seed)
 
 def make_run(
@@ -414,7 +431,8 @@ def make_run(
 ) -> Run:
     "An instantiated run; writes nothing but the cache, leaves no setting changed"
     c = recipe.train
-    family_for(model.config if model else recipe.model_config(vocab_size=1))     # can it be saved?
+    # a model that could not be saved is found here
+    family_for(model.config if model else recipe.model_config(vocab_size=1))
     accelerator, precision = make_accelerator(c)
     data = data or open_run_data(recipe, accelerator, force)
     config = model.config if model else recipe.model_config(data.tokenizer.vocab_size)
@@ -426,7 +444,9 @@ def make_run(
         model = (model or GPT(config)).to(accelerator.device)
         model.use_onednn(settings.onednn)
         model.checkpoint_activations = c.checkpoint_activations
-        average = WeightAverage(model, c.average_steps) if c.average_steps else None    # a plain copy
+        average = None
+        if c.average_steps:                                 # before accelerate wraps the model
+            average = WeightAverage(model, c.average_steps)
         trainer = make_trainer(recipe, plan, data, model, accelerator, settings)
     trainer.callbacks = [average] if average else []
     folder = Path(c.save or c.load or f"runs/{recipe.name}")
@@ -455,14 +475,15 @@ def evaluate(
     run: Run, # its model and validation text
 ) -> dict: # loss (nats per token) and bits_per_byte
     "The loss over the whole validation split, or as much of it as the recipe wants"
-    plan, file, accelerator, n_batches = run.plan, run.data.files["valid"], run.accelerator, run.c.eval_iters
+    plan, accelerator, n_batches = run.plan, run.accelerator, run.c.eval_iters
+    file = run.data.files["valid"]
     at_once = plan.micro_batch
     if not n_batches:
         at_once = max(at_once, 8192//plan.seq_length)       # larger is faster, and equal
     last = n_batches and n_batches*plan.n_processes
-    shared = islice(eval_batches(file.ids, at_once, plan.seq_length), accelerator.process_index, last,
-                    plan.n_processes)                       # another process scores the others
-    batches = (batch.to(accelerator.device) for batch in shared)
+    whole = eval_batches(file.ids, at_once, plan.seq_length)
+    mine = islice(whole, accelerator.process_index, last, plan.n_processes)
+    batches = (batch.to(accelerator.device) for batch in mine)
     with run.trainer.settings, torch.compiler.set_stance("force_eager"), accelerator.autocast():
         found = score(run.scored, batches, losses=losses_within_memory)
     loss = mean_loss(accelerator, found)
@@ -475,7 +496,8 @@ def mean_loss(
     "The loss over the shares of all processes"
     if accelerator.num_processes == 1:
         return found.loss
-    sums = torch.tensor([found.nats, found.n_tokens], dtype=torch.float64, device=accelerator.device)
+    sums = torch.tensor([found.nats, found.n_tokens], dtype=torch.float64)
+    sums = sums.to(accelerator.device)
     nats, n_tokens = accelerator.reduce(sums).tolist()
     return nats/n_tokens
 
@@ -487,15 +509,21 @@ def is_due(
     "Whether something that happens now and then happens after this step"
     return bool(every) and run.step % every == 0
 
-def logs_now(run: Run) -> bool:
+def logs_now(
+    run: Run, # after a step
+) -> bool:
     "Whether this step is logged"
     return is_due(run, run.c.log_interval) or run.step == 1 or run.trainer.done
 
-def scores_now(run: Run) -> bool:
+def scores_now(
+    run: Run, # after a step
+) -> bool:
     "Whether the run is evaluated after this step"
     return is_due(run, run.c.eval_interval) or run.step == run.plan.n_steps
 
-def saves_now(run: Run) -> bool:
+def saves_now(
+    run: Run, # after a step
+) -> bool:
     "Whether a state is saved after this step"
     listed = run.step in (run.c.extra_save_iters or ())
     return is_due(run, run.c.checkpoint_factor) or listed or run.trainer.done
@@ -518,7 +546,7 @@ class Signals(RunCallback):
         self.number = stop_signal(self.run.accelerator, self.came)
         trainer.stopping = self.number or trainer.stopping
 
-    end = step                                              # one may come during the last evaluation
+    end = step                          # a signal may come during the last evaluation
 
     def close(self, trainer):
         if hasattr(self, "noting"):
@@ -557,11 +585,11 @@ class Evaluation(RunCallback):
         found = evaluate(run)
         if not math.isfinite(found["loss"]):
             raise diverged(run, f"the validation loss became {found['loss']}")
-        trainer.scores = {**found, "sample": sample_of(run)}
+        trainer.scores = {**found, "sample": written_now(run)}
         check_folder(run)                                   # an evaluation takes long
         trainer.call("evaluate")
 
-def sample_of(
+def written_now(
     run: Run, # that is training
 ) -> str: # empty if there is not enough memory
     "What the model writes now"
@@ -739,7 +767,8 @@ def open_folder(
 ) -> Log:
     "Takes a run's folder, goes on from a state in it if there is one, and opens its log"
     if claim_folder(run):
-        say(f"{run.folder} is complete" if run.done else f"{run.folder} goes on from step {run.step:,}")
+        what = "is complete" if run.done else f"goes on from step {run.step:,}"
+        say(f"{run.folder} {what}")
     return Log(run.folder/"log.jsonl", run.step, run.is_main)
 
 def try_report(
@@ -815,7 +844,7 @@ def train(
     *recipes: str, # names or paths of recipes, later ones override earlier ones
     callback=None, # a function that is called with each event of the log
     force: bool = False, # whether to try what will not fit into memory
-    shown: str = None, # how progress is shown: "notebook", "terminal" or "lines"; found out if not given
+    shown: str = None, # "notebook", "terminal" or "lines"; found out if not given
     **overrides, # settings that override the recipes
 ) -> TrainResult:
     "Trains a model; the result says what happened"
@@ -845,7 +874,8 @@ def dry_run(
     return "\n".join([
         summary(run.config), memory_line(run.config, plan.micro_batch),
         f"data      {sizes['train']:>15,} tokens to train on, {sizes['valid']:,} to score",
-        f"run       {tokens:>15,} tokens in {plan.n_steps:,} steps, {tokens/sizes['train']:.1f} epochs",
+        f"run       {tokens:>15,} tokens in {plan.n_steps:,} steps, "
+        f"{tokens/sizes['train']:.1f} epochs",
         f"time      {minutes:>15,.1f} minutes, about, {where}, evaluations not counted"])
 
 # %% ../../nbs/engine/run.ipynb #52c84491
@@ -853,11 +883,11 @@ def neox_train(
     *words: str, # names or paths of recipes, and key=value settings
     data_path: str = "", # corpus, text, or folder made by neox_prepare
     tokenizer_path: str = "", # tokenizer.json or its folder
-    checkpoint_dir: str = "", # folder of the run (default: runs/NAME); an unfinished run in it goes on
+    checkpoint_dir: str = "", # folder of the run (default: runs/NAME), where an unfinished one goes on
     dry_run: bool = False, # say what the run would cost, and stop
     force: bool = False, # try a model that will not fit into memory
 ):
-    "Trains a model: neox_train RECIPE ... [key=value ...], such as neox_train quickstart train_iters=300"
+    "Trains a model: neox_train RECIPE ... [key=value ...], as neox_train quickstart seed=3"
     name, settings = read_recipes(*[word for word in words if "=" not in word])
     given = [parse_override(word) for word in words if "=" in word]
     flags = dict(data_path=data_path, vocab_file=tokenizer_path, save=checkpoint_dir)

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, refuses, succeeds, tree
-from servers import files                                                      # fixture
 
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.engine.corpora import CORPORA, Corpus, load_corpus, own_files, write_plain
+from shakespeare_neox.engine.corpora import CORPORA, load_corpus, own_files
 from shakespeare_neox.engine.tokens import TokenFile, neox_prepare_main as prepare
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.tokenizer import train_tokenizer

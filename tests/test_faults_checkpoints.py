@@ -1,10 +1,10 @@
 "Model folders that others wrote, damaged or replaced at this moment: what is right is read, the rest is named in one line"
-import json, math, os, random, shutil, subprocess, sys, time, zipfile
+import json, math, os, shutil, subprocess, sys, time, zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, refuses, succeeds, tree
+from conftest import refuses, tree
 from safetensors.torch import load_file, save_file
 
 from shakespeare_neox.engine import checkpoints

@@ -7,13 +7,11 @@ import random
 import re
 import socket
 import stat
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import refuses, succeeds, tree
-from servers import files  # fixture
 
 import shakespeare_neox.engine.corpora as corpora
 from shakespeare_neox.engine.base import NeoxError

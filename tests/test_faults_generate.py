@@ -1,5 +1,5 @@
 "Writing with a model: whatever is given as prompt, stop or setting, wherever the text goes, and which model it is"
-import io, json, math, os, random, shutil, subprocess, sys, time
+import json, math, os, random, shutil, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from conftest import refuses, succeeds, tree
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
 from shakespeare_neox.engine.decode import generate_ids
-from shakespeare_neox.engine.serve import (check_range, decode_stream, encode_prompts, generate, generate_many, neox_generate_main,
+from shakespeare_neox.engine.serve import (decode_stream, encode_prompts, generate, generate_many, neox_generate_main,
                                            read_prompts, stream)
 from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.engine.tokens import adopt

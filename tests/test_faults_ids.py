@@ -4,11 +4,11 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, trainers
 
 from conftest import refuses, succeeds, tree
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.engine.corpora import Counts, load_corpus
+from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.data import eval_batches, get_batch, read_split
 from shakespeare_neox.engine.tokens import (TokenFile, TokenWriter, SplitPoints, adopt, load_tokenizer, neox_prepare_main, neox_tokenizer_main,
                                             prepare, preparation_key, write_header)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import refuses, succeeds, tree
 from shakespeare_neox.engine.base import NeoxError, say_once
-from shakespeare_neox.engine.report import Log, Progress, TrainResult, neox_report_main, push_to_hub, read_log, start_wandb, write_report
+from shakespeare_neox.engine.report import Log, Progress, neox_report_main, push_to_hub, read_log, start_wandb, write_report
 from test_wandb import records
 
 SETTINGS = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary", data_path="sample")

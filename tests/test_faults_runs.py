@@ -1005,7 +1005,6 @@ def test_a_large_vocabulary_is_weighed_before_it_is_made(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(device_module, "device_bytes", lambda device: 4_000_000)
     monkeypatch.setattr(run_module, "GPT", lambda config: seen.append(config))
-    from shakespeare_neox.tokenizer import train_tokenizer
     text = "".join(chr(n) for n in range(0x4E00, 0x4E00 + 20000)) + "\n"
     Path("mine.txt").write_text(text*3)
     refuses(neox_train_main, [*RUN, "data_path=mine.txt", "vocab_file=", "sample_prompt=一"], capsys, "GB of memory", steps=True)

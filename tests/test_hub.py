@@ -2,7 +2,6 @@
 import json, shutil
 
 import pytest, torch
-from servers import hub                                                         # fixture
 
 from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.tokenizer import train_tokenizer

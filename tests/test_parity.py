@@ -344,7 +344,7 @@ def test_padded_ids_suppressed(how, tmp_path):
 @torch.no_grad()
 def test_a_llama_with_a_sentencepiece_tokenizer(tmp_path):
     "Spaces as ▁, unknown characters as bytes, a first token for the beginning: opened, encoded, continued as in transformers"
-    from tokenizers import Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer as Backend, decoders, models, normalizers, trainers
     backend = Backend(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -379,7 +379,7 @@ def check_alike(
                                 "on a disk that the machines share")
 
 # %% ../../nbs/engine/device.ipynb #57d02adf
-@lru_cache(maxsize=None)
+@cache
 def talk_group(): # of torch.distributed, None for the usual one
     "The processes as a group that exchanges words without a GPU"
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

@@ -36,7 +36,6 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le, MaxLen, MinLen
-from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 from .base import (MARK, NeoxError, command, home_folder, hub_error, is_ours, nearest, new_folder, read_folder, read_json,
                                    read_mark, reason, say, say_once, validate, without_twins, write_whole)

@@ -31,24 +31,80 @@ import torch
 import torch.distributed as dist
 
 from ..data import Batch, batch_starts, eval_batches, get_batch, windows
-from .base import (NeoxError, assets, cache_folder, command, is_main,
-                                          is_ours, locked, new_folder, read_json, reason, say, write_whole)
+from shakespeare_neox.engine.base import (
+    NeoxError,
+    assets,
+    cache_folder,
+    command,
+    is_main,
+    is_ours,
+    locked,
+    new_folder,
+    read_json,
+    reason,
+    say,
+    write_whole,
+)
 from .checkpoints import family_for
 from .corpora import Corpus, given_texts, load_corpus
-from .device import (LONG_RUN, DeviceTrainer, TorchSettings, check_alike,
-                                            check_memory, compile_model, make_accelerator,
-                                            memory_line, stop_signal, together, uncompile,
-                                            used_bytes, within_memory)
+from shakespeare_neox.engine.device import (
+    LONG_RUN,
+    DeviceTrainer,
+    TorchSettings,
+    check_alike,
+    check_memory,
+    compile_model,
+    make_accelerator,
+    memory_line,
+    stop_signal,
+    together,
+    uncompile,
+    used_bytes,
+    within_memory,
+)
 from .optimizers import WeightAverage, make_optimizer
-from .recipe import (Recipe, TrainConfig, load_config, merge, parse_override,
-                                            read_recipes, sort_settings, window_length)
-from .report import (Board, Log, Progress, TrainResult, best_event,
-                                            first_line, noted_signals, start_wandb, write_report)
-from .state import (Plan, Run, RunData, check_folder, claim_folder, digest,
-                                           diverged, held_folder, keep_best, keep_model, save_state,
-                                           versions)
-from .tokens import (TokenFile, load_tokenizer, preparation_key, prepare,
-                                            write_header)
+from shakespeare_neox.engine.recipe import (
+    Recipe,
+    TrainConfig,
+    load_config,
+    merge,
+    parse_override,
+    read_recipes,
+    sort_settings,
+    window_length,
+)
+from shakespeare_neox.engine.report import (
+    Board,
+    Log,
+    Progress,
+    TrainResult,
+    best_event,
+    first_line,
+    noted_signals,
+    start_wandb,
+    write_report,
+)
+from shakespeare_neox.engine.state import (
+    Plan,
+    Run,
+    RunData,
+    check_folder,
+    claim_folder,
+    digest,
+    diverged,
+    held_folder,
+    keep_best,
+    keep_model,
+    save_state,
+    versions,
+)
+from shakespeare_neox.engine.tokens import (
+    TokenFile,
+    load_tokenizer,
+    preparation_key,
+    prepare,
+    write_header,
+)
 from ..model import GPT, flops_per_token, sample, summary
 from ..tokenizer import Tokenizer, train_tokenizer
 from ..train import Callback, score, token_losses

@@ -38,7 +38,6 @@ from .device import DeviceTrainer
 from .optimizers import WeightAverage, moments_of
 from .recipe import Recipe, read_recipe, write_yaml
 from .report import first_line, note_in_mark, read_log, run_mark
-from .tokens import TokenFile
 from ..tokenizer import Tokenizer
 
 # %% ../../nbs/engine/state.ipynb #e7d3a1b4

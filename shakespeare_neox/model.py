@@ -8,7 +8,6 @@ __all__ = ['attend', 'rotary_table', 'rotate', 'Attention', 'RMSNorm', 'make_nor
            'flops_per_token', 'parameter_kinds', 'summary']
 
 # %% ../nbs/02_model.ipynb #6dbc78ac
-import math
 from functools import partial
 from pathlib import Path
 

@@ -115,7 +115,7 @@ def written(path, encoder, text, cuts, batch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ids_of_a_stream_are_those_of_the_whole(kind, tmp_path):
     "Whatever the pieces; a text that the tokenizer changes is refused in the stream too"
-    hypothesis = pytest.importorskip("hypothesis")
+    pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
     encoder = Encoder_of(kind)
     odd = st.sampled_from(["the sea", "the", " sea", "sea ", "<tok>", " <tok> ", "<|endoftext|>", "[a b]", "a b", "  ", "   ", " ", "\n", "\n\n", " x", "don't", "'ll", "12345", "é", "e\u0301",

@@ -287,7 +287,6 @@ def test_the_advice_after_nan_works(monkeypatch, capsys):
 
 def test_an_early_failure_blocks_nothing(monkeypatch, capsys):
     "NaN before anything was saved: the corrected command takes the folder"
-    usual = TrainConfig.learning_rate
     with monkeypatch.context() as patch:
         patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20)
         refuses(neox_train_main, RUN, capsys, "no state was saved yet", steps=True)

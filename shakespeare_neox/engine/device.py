@@ -209,7 +209,8 @@ def device_bytes(
     device: str, # "cuda", "cpu" or "mps"
 ) -> int: # bytes in all
     "The memory of a device"
-    if device == "cuda": return torch.cuda.mem_get_info()[1]
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
     import psutil
     return psutil.virtual_memory().total
 
@@ -218,7 +219,8 @@ def used_bytes(
     device: str, # "cuda", "cpu" or "mps"
 ) -> int: # bytes; on a GPU the most so far
     "The memory that this process uses"
-    if device == "cuda": return torch.cuda.max_memory_allocated()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     import psutil
     return psutil.Process().memory_info().rss
 
@@ -513,6 +515,7 @@ def undivided(self: DeviceTrainer, work): # a function without arguments -> what
     found = within_memory(work)
     if found is None:
         raise NeoxError(f"out of memory in the optimizer's part of step {self.step + 1}, "
-                        "after which the weights may be half changed; lower train_micro_batch_size_per_gpu, "
+                        "after which the weights may be half changed; "
+                        "lower train_micro_batch_size_per_gpu, "
                         "hidden_size or num_layers, or leave average_steps out, in a new folder")
     return found

@@ -21,7 +21,7 @@ import math
 import os
 import re
 from dataclasses import MISSING, dataclass, field, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -127,7 +127,7 @@ BLOCKS = {"fp16": HalfPrecision, "bf16": BrainPrecision, "optimizer": OptimizerB
           "curriculum_learning.schedule_config": ScheduleBlock}
 
 # %% ../../nbs/engine/recipe.ipynb #b10c0001
-@lru_cache(maxsize=None)
+@cache
 def gpt_neox_keys() -> dict: # "refused" and "ignored": key -> default, meaning, harmless values
     "gpt-neox's keys that nothing here acts upon; those of a block begin with its name and a dot"
     return json.loads((assets("configs")/"gpt_neox_keys.json").read_text(encoding="utf-8"))

@@ -31,80 +31,25 @@ import torch
 import torch.distributed as dist
 
 from ..data import Batch, batch_starts, eval_batches, get_batch, windows
-from shakespeare_neox.engine.base import (
-    NeoxError,
-    assets,
-    cache_folder,
-    command,
-    is_main,
-    is_ours,
-    locked,
-    new_folder,
-    read_json,
-    reason,
-    say,
-    write_whole,
-)
+from .base import (NeoxError, assets, cache_folder, command, is_main,
+                                          is_ours, locked, new_folder, read_json, reason, say,
+                                          write_whole)
 from .checkpoints import family_for
 from .corpora import Corpus, given_texts, load_corpus
-from shakespeare_neox.engine.device import (
-    LONG_RUN,
-    DeviceTrainer,
-    TorchSettings,
-    check_alike,
-    check_memory,
-    compile_model,
-    make_accelerator,
-    memory_line,
-    stop_signal,
-    together,
-    uncompile,
-    used_bytes,
-    within_memory,
-)
+from .device import (LONG_RUN, DeviceTrainer, TorchSettings, check_alike,
+                                            check_memory, compile_model, make_accelerator,
+                                            memory_line, stop_signal, together, uncompile,
+                                            used_bytes, within_memory)
 from .optimizers import WeightAverage, make_optimizer
-from shakespeare_neox.engine.recipe import (
-    Recipe,
-    TrainConfig,
-    load_config,
-    merge,
-    parse_override,
-    read_recipes,
-    sort_settings,
-    window_length,
-)
-from shakespeare_neox.engine.report import (
-    Board,
-    Log,
-    Progress,
-    TrainResult,
-    best_event,
-    first_line,
-    noted_signals,
-    start_wandb,
-    write_report,
-)
-from shakespeare_neox.engine.state import (
-    Plan,
-    Run,
-    RunData,
-    check_folder,
-    claim_folder,
-    digest,
-    diverged,
-    held_folder,
-    keep_best,
-    keep_model,
-    save_state,
-    versions,
-)
-from shakespeare_neox.engine.tokens import (
-    TokenFile,
-    load_tokenizer,
-    preparation_key,
-    prepare,
-    write_header,
-)
+from .recipe import (Recipe, TrainConfig, load_config, merge, parse_override,
+                                            read_recipes, sort_settings, window_length)
+from .report import (Board, Log, Progress, TrainResult, best_event,
+                                            first_line, noted_signals, start_wandb, write_report)
+from .state import (Plan, Run, RunData, check_folder, claim_folder, digest,
+                                           diverged, held_folder, keep_best, keep_model, save_state,
+                                           versions)
+from .tokens import (TokenFile, load_tokenizer, preparation_key, prepare,
+                                            write_header)
 from ..model import GPT, flops_per_token, sample, summary
 from ..tokenizer import Tokenizer, train_tokenizer
 from ..train import Callback, score, token_losses
@@ -139,8 +84,8 @@ def check_alphabet(
         return
     shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in lacking[:5]) + ", ..."*(len(lacking) > 5)
     raise NeoxError(f"{corpus.name}: {len(lacking)} of its characters are not in the tokenizer "
-                    f"{c.vocab_file}: {shown}; leave it out, and a tokenizer is made from this text: "
-                    "vocab_file= on the command line, vocab_file=None in Python")
+                    f"{c.vocab_file}: {shown}; leave it out, and a tokenizer is made from this "
+                    "text: vocab_file= on the command line, vocab_file=None in Python")
 
 # %% ../../nbs/engine/run.ipynb #f08b2c6d
 def check_apart(
@@ -326,7 +271,8 @@ def passes_of(
         whole = c.gradient_accumulation_steps or "a whole number of"
         raise NeoxError(f"train_batch_size: {c.train_batch_size} windows are not {whole} passes of "
                         f"{at_once} (train_micro_batch_size_per_gpu "
-                        f"{c.train_micro_batch_size_per_gpu}, {n_processes} processes); change one of them")
+                        f"{c.train_micro_batch_size_per_gpu}, {n_processes} processes); "
+                        "change one of them")
     return int(passes)
 
 # %% ../../nbs/engine/run.ipynb #3e3d7b89
@@ -476,7 +422,8 @@ def make_trainer(
     model, optimizer = accelerator.prepare(model, optimizer)
     def schedule(step):
         return c.learning_rate(step, plan.n_steps)
-    return DeviceTrainer(model, optimizer, batches, schedule, plan.n_steps, max_norm=c.gradient_clipping, accelerator=accelerator,
+    return DeviceTrainer(model, optimizer, batches, schedule, plan.n_steps,
+                         max_norm=c.gradient_clipping, accelerator=accelerator,
                          settings=settings, seed=c.seed)
 
 def make_run(
@@ -939,7 +886,7 @@ def neox_train(
     *words: str, # names or paths of recipes, and key=value settings
     data_path: str = "", # corpus, text, or folder made by neox_prepare
     tokenizer_path: str = "", # tokenizer.json or its folder
-    checkpoint_dir: str = "", # folder of the run (default: runs/NAME), where an unfinished one goes on
+    checkpoint_dir: str = "", # folder of the run (default: runs/NAME); an unfinished run goes on
     dry_run: bool = False, # say what the run would cost, and stop
     force: bool = False, # try a model that will not fit into memory
 ):

@@ -20,7 +20,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from .base import NeoxError, command, locked, reason, remove_empty, say, write_whole
 from .device import kept_memory
-from .recipe import Recipe, load_config, merge, parse_override, read_recipes, sort_settings
+from .recipe import Recipe, merge, parse_override, read_recipes, sort_settings
 from .report import import_matplotlib, first_line, write_figure
 from .run import make_run, train_recipe
 

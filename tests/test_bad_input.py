@@ -177,7 +177,7 @@ SETTINGS = """
     max_iters=10                max_iters train_iters               | batch_size=4                train_micro_batch_size_per_gpu
     learning_rate=1             optimizer.params.lr                 | lr=1                        optimizer.params.lr
     dropout=0.1                 dropout hidden_dropout              | grad_clip=1                 gradient_clipping
-    pipe_parallel_size=2        pipe_parallel_size cannot           | mlp_multiple_of=256         mlp_multiple_of cannot
+    pipe_parallel_size=2        pipe_parallel_size cannot           | use_qk_layernorm=true       use_qk_layernorm cannot
     num_layers=x                num_layers 'x' int                  | num_layers=0                num_layers 0
     num_layers=2.5              num_layers 2.5 int                  | num_layers.x=3              num_layers
     num_layers=[1               num_layers YAML                     | num_layers=                 num_layers None
@@ -357,12 +357,12 @@ def cut(name, size):
     (lambda p: (p/"tokenizer.json").unlink(), ["no tokenizer.json"]), (cut("model.safetensors", 5000), ["model.safetensors", "cut off"]),
     (cut("model.safetensors", 0), ["model.safetensors", "cut off"]), (cut("model.safetensors", 80_000), ["model.safetensors", "cut off"]),
     (cut("config.json", 20), ["config.json", "not JSON"]), (cut("tokenizer.json", 300), ["tokenizer.json"]),
-    (edit("config.json", model_type="gpt2"), ["model_type", "'gpt2'", "gpt_neox"]), (edit("config.json", hidden_size=64), ["do not fit"]),
+    (edit("config.json", model_type="bert"), ["model_type", "'bert'", "gpt_neox, gpt2, llama"]), (edit("config.json", hidden_size=64), ["do not fit"]),
     (edit("config.json", num_hidden_layers=2), ["do not fit"]), (edit("config.json", hidden_size="x"), ["hidden_size"]),
     (edit("config.json", num_attention_heads=0), ["num_attention_heads"]), (edit("config.json", rope_parameters={"rope_type": "yarn"}), ["yarn"]),
     (edit("config.json", hidden_act="tanh9"), ["tanh9"]),
     pytest.param(lambda p: (p/"config.json").write_text("[]"), ["config.json"])],
-    ids=["no config", "no weights", "no tokenizer", "cut weights", "empty weights", "weights cut at the end", "cut config", "cut tokenizer", "gpt2",
+    ids=["no config", "no weights", "no tokenizer", "cut weights", "empty weights", "weights cut at the end", "cut config", "cut tokenizer", "bert",
          "wider", "deeper", "hidden size a word", "no heads", "yarn", "activation", "config a list"])
 def test_checkpoint(trained, damage, parts, capsys):
     shutil.copytree(trained/"best", "checkpoint")

@@ -11,6 +11,7 @@ from nbdev.process import NBProcessor, read_nb
 from nbdev.processors import FilterDefaults
 from sphinx.application import Sphinx
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from glossary import Linker, read_terms
 
 ROOT = Path(__file__).resolve().parent.parent

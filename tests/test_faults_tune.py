@@ -285,7 +285,7 @@ def test_generation_and_the_plain_loop_are_sent_to_the_device(here, monkeypatch)
     assert set(sent.modules) == {"GPT", "GPTNeoXForCausalLM"} and len(sent.tensors) >= 2       # the prompts of one row and of 32
     assert [set(contest.figures) for contest in contests] == [{"transformers", "shakespeare_neox"}]*2
     sent.modules.clear(); sent.tensors.clear()
-    small = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=16, vocab_size=65)
+    small = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=16, vocab_size=65, pos_emb="rotary")
     assert benchmark.transformers_speed(small, batch_size=2, steps=1, device="cuda") > 0
     assert sent.modules == ["GPTNeoXForCausalLM"] and len(sent.tensors) == 6                       # a batch for each step
 
@@ -365,7 +365,7 @@ def test_one_device_reaches_every_system(here, monkeypatch):
             devices.append((name, named.get("device", "cuda" if "cuda" in given else None)))
             return result(*given, **named) if callable(result) else result
         return run
-    race = benchmark.Race([], [], {name: [] for name in benchmark.ENTRANTS})
+    race = benchmark.Race([], [], {name: [] for name in benchmark.SYSTEMS})
     monkeypatch.setattr(benchmark, "best_device", lambda: "cuda")
     for name, result in dict(nanogpt_speed=9.0, transformers_speed=9.0, our_speed=9.0, writing=[], nanogpt=([(1.0, 2.0)], 2.0), score_nanogpt=2.0,
                              ours=([(1.0, 2.0)], 2.0), machine=dict(device="cuda")).items():

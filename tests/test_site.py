@@ -170,8 +170,8 @@ def test_every_link_and_anchor_leads_somewhere(site, browser):
     assert len(links) > 500 and dead == []
     assert {"train_iters", "optimizer.type", "optimizer.params.lr", "zero_optimization"} <= ids[f"{address}/reference/recipe_keys.html"]
     visit(browser, f"{address}/map.html")
-    browser.execute_script("[...document.querySelectorAll('a')].find(a => a.href.endsWith('#the-step')).click()")
-    assert until(browser, "return location.pathname == '/engine/run.html' && Math.abs(document.querySelector('#the-step').getBoundingClientRect().top) < 300")
+    browser.execute_script("[...document.querySelectorAll('a')].find(a => a.href.endsWith('#bad-batches-clipping')).click()")
+    assert until(browser, "return location.pathname == '/train.html' && Math.abs(document.querySelector('#bad-batches-clipping').getBoundingClientRect().top) < 300")
 
 
 def test_search_finds_rotary(site, browser):
@@ -182,7 +182,7 @@ def test_search_finds_rotary(site, browser):
 
 
 def test_math_is_typeset(site, browser):
-    visit(browser, f"{site[1]}/model.html")
+    visit(browser, f"{site[1]}/data.html")
     assert until(browser, "return document.querySelectorAll('article mjx-container svg').length > 0")
     assert browser.execute_script("return document.querySelectorAll('mjx-merror').length") == 0
 

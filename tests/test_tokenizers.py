@@ -45,7 +45,7 @@ def test_shipped_tokenizers(folder):
 
 def test_unigram_is_the_same_in_every_process():
     "The library adds up in random order: what is left of it after `stable_pieces` must be nothing"
-    code = ("from shakespeare_neox.tokenizer import train_tokenizer as t; from shakespeare_neox.engine.corpora import load_corpus as c; "
+    code = ("import shakespeare_neox.engine.tokens; from shakespeare_neox.tokenizer import train_tokenizer as t; from shakespeare_neox.engine.corpora import load_corpus as c; "
             "print(t(c('sample').text, 'unigram', 600).fingerprint, t(c('sample').text, 'unigram', 2000).fingerprint)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "TOKENIZERS_PARALLELISM": p}).stdout
             for p in ("true", "true", "false")]

@@ -587,7 +587,9 @@ def load_state(
     by_name, fused = dict(run.model.named_parameters()), run.accelerator.device.type in ("cpu", "cuda")
     for key, value in part("optimizer").items():
         name, moment = key.rsplit("|", 1)
-        run.trainer.optimizer.state[by_name[name]][moment] = value.to(by_name[name].device) if moment != "step" or fused else value
+        device = by_name[name].device if moment != "step" or fused else value.device
+        copied = value.to(device, copy=True)                # not the file's own bytes
+        run.trainer.optimizer.state[by_name[name]][moment] = copied
     if facts.scaler and run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(facts.scaler)
     run.trainer.step, run.waited, run.seconds = facts.step, facts.waited, facts.seconds

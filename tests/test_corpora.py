@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, refuses, succeeds, tree
+from servers import files       # noqa: F401 (fixtures)
 
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import CORPORA, load_corpus, own_files

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import refuses, succeeds, tree
+from servers import files       # noqa: F401 (fixtures)
 
 import shakespeare_neox.engine.corpora as corpora
 from shakespeare_neox.engine.base import NeoxError

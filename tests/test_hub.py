@@ -1,4 +1,5 @@
 "Checkpoints by name: fetched from a hub on loopback, opened, and continued; and what is said when the hub refuses"
+from servers import hub       # noqa: F401 (fixtures)
 import json, shutil
 
 import pytest, torch

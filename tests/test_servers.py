@@ -1,4 +1,5 @@
 "The servers behave as the real ones do: seen by pooch and by huggingface_hub"
+from servers import files, hub       # noqa: F401 (fixtures)
 import hashlib, json, logging, os, time
 from pathlib import Path
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-ASSETS = {"configs": ["*.yml", "*.json", "accelerate/*.yaml"], "data": ["*.txt", "*.json"], "tokenizer": ["*.json", "*/*.json"], "model": ["*.json", "*/*"]}  # folder of the clone -> what ships
+ASSETS = {"configs": ["*.yml", "*.json", "own/*.yml", "accelerate/*.yaml"], "data": ["*.txt", "*.json", "models/*.json", "models/*/*"],
+          "tokenizer": ["*.json", "*/*.json"]}  # folder of the clone -> what ships
 
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
@@ -42,7 +43,7 @@ setup(
                  *(f"Programming Language :: Python :: 3.{v}" for v in (11, 12, 13)),
                  "Programming Language :: Python :: 3 :: Only", "Operating System :: OS Independent", "Typing :: Typed",
                  "Topic :: Education", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
-    packages=[cfg["lib_path"]], package_data={cfg["lib_path"]: ["py.typed"]}, python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
+    packages=[cfg["lib_path"], cfg["lib_path"] + ".engine"], package_data={cfg["lib_path"]: ["py.typed"]}, python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
     extras_require=extras, entry_points={"console_scripts": cfg["console_scripts"].split(),
                                          "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     cmdclass={"build_py": BuildWithAssets}, zip_safe=False)

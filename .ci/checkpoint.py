@@ -1,16 +1,16 @@
 """Makes the trained models that are published.
-  python .ci/checkpoint.py           the one inside the package: model/shakespeare
-  python .ci/checkpoint.py v0.1.0    the larger one beside a release: dist-model/shakespeare-large.zip, and its entry in model/manifest.json"""
+  python .ci/checkpoint.py           the one inside the package: data/models/shakespeare
+  python .ci/checkpoint.py v0.1.0    the larger one beside a release: dist-model/shakespeare-large.zip, and its entry in data/models/manifest.json"""
 import json, re, shutil, sys, tempfile
 from pathlib import Path
 
 import torch
-from shakespeare_neox.base import MARK
-from shakespeare_neox.checkpoints import SHIPPED, pack
-from shakespeare_neox.model import GPTNeoX
-from shakespeare_neox.report import model_card
-from shakespeare_neox.tokenizer import load_tokenizer
-from shakespeare_neox.train import train
+from shakespeare_neox.engine.base import MARK
+from shakespeare_neox.engine.checkpoints import SHIPPED, pack
+from shakespeare_neox.model import GPT
+from shakespeare_neox.engine.report import model_card
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.engine.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASES = "https://github.com/shakespeare-neox/shakespeare_neox/releases/download"
@@ -23,7 +23,7 @@ def make(name: str, folder: Path):
     recipes, settings = RECIPES[name]
     with tempfile.TemporaryDirectory() as work:
         best = train(*recipes, **settings, save=f"{work}/{name}").folder/"best"
-        model, tokenizer, card = GPTNeoX.from_pretrained(best), load_tokenizer(best), model_card(best.parent, name)
+        model, tokenizer, card = GPT.from_pretrained(best), load_tokenizer(best), model_card(best.parent, name)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, tokenizer, torch.float16)
     (folder/MARK).unlink()                                  # the folder is the repository's now
@@ -33,9 +33,9 @@ def make(name: str, folder: Path):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1: make(SHIPPED, ROOT/"model"/SHIPPED); sys.exit()
+    if len(sys.argv) == 1: make(SHIPPED, ROOT/"data/models"/SHIPPED); sys.exit()
     (name,), out = [n for n in RECIPES if n != SHIPPED], ROOT/"dist-model"
     make(name, out/name)
     (out/f"{name}.zip").unlink(missing_ok=True)
     entry = pack(out/name, out/f"{name}.zip", f"{RELEASES}/{sys.argv[1]}/{name}.zip")
-    (ROOT/"model"/"manifest.json").write_text(json.dumps({name: entry}, indent=1) + "\n", encoding="utf-8")
+    (ROOT/"data/models/manifest.json").write_text(json.dumps({name: entry}, indent=1) + "\n", encoding="utf-8")

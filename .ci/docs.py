@@ -11,12 +11,15 @@ from nbdev.process import NBProcessor, read_nb
 from nbdev.processors import FilterDefaults
 from sphinx.application import Sphinx
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from glossary import Linker, read_terms
+
 ROOT = Path(__file__).resolve().parent.parent
 LIB = get_config().lib_name
 GITHUB, HOME, BRANCH = get_config().git_url, get_config().doc_host + get_config().doc_baseurl, get_config().branch
 COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
-SIDEBAR = {"Start": "index", "Build the model": "0[0-2]_*", "Train": "03_*", "Use": "0[4-8]_*", "Tutorials": "tutorials/*",
-           "Reference": "map reference/*", "Benchmarks": "09_*"}
+SIDEBAR = {"Start": "index tutorials/shakespeare_training_notebook", "Lessons": "0[0-8]_*", "Tutorials": "tutorials/*", "The engine": "engine/*",
+           "Reference": "map reference/*", "Benchmarks": "09_*"}     # a page stands under the first caption that it fits
 START, FIRST = "Getting started", "tutorials/shakespeare_training_notebook.ipynb"
 MADE = ["reference/commands", "reference/credits"]         # pages that come from the code and from all notebooks together
 SILENT = ("slow", "cuda", "network", "hide_input", "eval")  # options that change a test or were dealt with by nbdev
@@ -134,10 +137,11 @@ def wide(outputs: list) -> str:
     return "wide" if any(int.from_bytes(p[16:20]) > 700 for p in pictures) else ""
 
 
-def convert(name: str, anchors: dict, symbols: dict):
-    "One notebook as MyST-NB reads it"
+def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
+    "One notebook as MyST-NB reads it; the first use of a term links to the glossary"
+    linker = Linker(name, terms)
     nb = read_nb(ROOT/"nbs"/f"{name}.ipynb")
-    module = next((f"{LIB}.{m}" for c in nb.cells for m in re.findall(r"^#\| *default_exp (\w+)", c.source, re.M)), None)
+    module = next((f"{LIB}.{m}" for c in nb.cells for m in re.findall(r"^#\| *default_exp ([\w.]+)", c.source, re.M)), None)
     run = [p for p in FilterDefaults().procs() if p.__name__ not in ("exec_show_docs", "insert_warning")]   # nothing is executed
     NBProcessor(nb=nb, procs=run).process()
     meta, cells = {**nb.frontmatter_}, []
@@ -147,7 +151,7 @@ def convert(name: str, anchors: dict, symbols: dict):
             if cell.cell_type == "raw": continue
             source = cell.source
             if cell.cell_type == "markdown":
-                if source := BADGE.sub("", source).strip(): cells.append(nbformat.v4.new_markdown_cell(prose(name, source, anchors, symbols)))
+                if source := BADGE.sub("", source).strip(): cells.append(nbformat.v4.new_markdown_cell(prose(name, linker.linked(source), anchors, symbols)))
                 continue
             if shown := re.search(r"^show_doc\(([\w.]+)", source, re.M):
                 cells.append(nbformat.v4.new_markdown_cell(api(module, shown[1]))); continue
@@ -171,14 +175,17 @@ def convert(name: str, anchors: dict, symbols: dict):
 
 def sections(names: list) -> dict:
     "The sidebar: which pages stand under which caption"
-    found = {caption: [n for p in patterns.split() for n in names if fnmatch.fnmatchcase(n, p)] for caption, patterns in SIDEBAR.items()}
-    if lost := set(names) - {n for ns in found.values() for n in ns}: raise SiteError(f"nbs/{min(lost)}.ipynb: belongs to no part of the sidebar")
+    found, left = {}, list(names)
+    for caption, patterns in SIDEBAR.items():
+        found[caption] = [n for p in patterns.split() for n in left if fnmatch.fnmatchcase(n, p)]
+        left = [n for n in left if n not in found[caption]]
+    if left: raise SiteError(f"nbs/{left[0]}.ipynb: belongs to no part of the sidebar")
     return {caption: ns for caption, ns in found.items() if ns}
 
 
 def commands() -> str:
     "Each command and its flags, from the functions that settings.ini names"
-    base = importlib.import_module(f"{LIB}.base")
+    base = importlib.import_module(f"{LIB}.engine.base")
     parts = ["# Commands\n\nThe flags of each command. A flag may be spelled with `_` or `-`; an error is one line and ends with exit code 2."]
     for script in get_config().console_scripts.split():
         name = script.partition("=")[0]
@@ -254,9 +261,9 @@ def write(source: Path):
     anchors = {n: headings(read_nb(ROOT/"nbs"/f"{n}.ipynb")) for n in names} | {n: {} for n in MADE}
     syms = importlib.import_module(f"{LIB}._modidx").d["syms"]
     symbols = {url: full.removeprefix(f"{module}.") for module, s in syms.items() for full, (url, _) in s.items()}
-    leads = {}
+    leads, terms = {}, read_terms(ROOT/"nbs/reference/glossary.ipynb")
     for name in names:
-        meta, nb = convert(name, anchors, symbols)
+        meta, nb = convert(name, anchors, symbols, terms)
         target = source/f"{page(name)}.ipynb"; target.parent.mkdir(parents=True, exist_ok=True)
         leads[page(name)] = (meta["title"], meta.get("description", "")); nbformat.write(nb, target)
         if name == "index": index, index_meta = nb, meta

@@ -1,4 +1,4 @@
-"Writes README.md and index_files/ from nbs/index.ipynb: python .ci/readme.py"
+"Writes README.md and nbs/index_files/ from nbs/index.ipynb: python .ci/readme.py"
 import json, re, shutil
 from pathlib import Path
 
@@ -21,15 +21,16 @@ def render(path: Path) -> tuple:
     kept = nbformat.reads(json.dumps({**nb, "cells": [c for c in nb.cells if c.cell_type != "raw"]}, default=dict), as_version=4)
     text, extra = MarkdownExporter(exclude_input=True).from_notebook_node(kept)
     figures = {name: data for name, data in extra["outputs"].items() if name in text}
-    for name in figures: text = text.replace(f"]({name})", f"](index_files/{name})").replace("![png]", "![loss curve and sample text]")
-    text = re.sub(r"\]\(((?:\d\d_\w+|map|(?:tutorials|reference)/\w+)\.ipynb)\)", r"](nbs/\1)", text)
+    for name in figures: text = text.replace(f"]({name})", f"](nbs/index_files/{name})").replace("![png]", "![loss curve and sample text]")
+    text = re.sub(r"\]\(((?:\d\d_\w+|map|(?:engine|tutorials|reference)/\w+)\.ipynb)\)", r"](nbs/\1)", text)
     return NOTE + title + "\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", figures
 
 
 if __name__ == "__main__":
     text, figures = render(ROOT/get_config().nbs_path.name/"index.ipynb")
     (ROOT/"README.md").write_text(text, encoding="utf-8")
-    shutil.rmtree(ROOT/"index_files", ignore_errors=True)
+    pictures = ROOT/get_config().nbs_path.name/"index_files"
+    shutil.rmtree(pictures, ignore_errors=True)
     for name, data in figures.items():
-        (ROOT/"index_files").mkdir(exist_ok=True)
-        (ROOT/"index_files"/name).write_bytes(data)
+        pictures.mkdir(exist_ok=True)
+        (pictures/name).write_bytes(data)

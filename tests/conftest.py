@@ -66,7 +66,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     "The folder of a tiny run, trained once; copy it before changing it"
-    from shakespeare_neox.train import neox_train_main
+    from shakespeare_neox.engine.run import neox_train_main
     folder = tmp_path_factory.mktemp("trained")/"tiny"
     neox_train_main(["quickstart", *TINY, "--checkpoint_dir", str(folder)])
     return folder

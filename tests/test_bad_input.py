@@ -7,14 +7,15 @@ import pytest
 import torch
 from conftest import TINY, refuses, succeeds, tree
 
-import shakespeare_neox.data as data_module
-import shakespeare_neox.run as run_module
-from shakespeare_neox.base import NeoxError, set_aside
-from shakespeare_neox.data import neox_prepare_main as prepare
-from shakespeare_neox.generate import neox_generate_main as generate
-from shakespeare_neox.recipe import load_config
-from shakespeare_neox.tokenizer import neox_tokenizer_main as tokenizer
-from shakespeare_neox.train import neox_train_main as train, saved_steps
+import shakespeare_neox.engine.tokens as data_module
+import shakespeare_neox.engine.run as run_module
+from shakespeare_neox.engine.base import NeoxError, set_aside
+from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
+from shakespeare_neox.engine.serve import neox_generate_main as generate
+from shakespeare_neox.engine.recipe import TrainConfig, load_config
+from shakespeare_neox.engine.tokens import neox_tokenizer_main as tokenizer
+from shakespeare_neox.engine.run import neox_train_main as train
+from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.usefixtures("here")
 TEXT = "MARIAN:\nTo be a printer is to be in debt,\nAnd lead is heavier than any crown.\n\n"*40
@@ -151,7 +152,7 @@ MODEL = "num_layers: 1\nhidden_size: 32\nnum_attention_heads: 2\nseq_length: 32\
 
 @pytest.mark.parametrize("content,parts", [
     ("num_layers: [1\nhidden_size: 3\n", ["line 2", "not YAML"]), ("optimizer:\n\t- type\n", ["line 2", "not YAML"]), ("- 1\n- 2\n", ["list"]),
-    ("hello", ["str"]), ("", ["my.yml: is empty", "num_layers: 4"]), (MODEL, ["pos_emb", "rotary"]), (MODEL + "pos_emb: rotary\n", ["train_iters is not given"]),
+    ("hello", ["str"]), ("", ["my.yml: is empty", "num_layers: 4"]), (MODEL, ["train_iters is not given"]), (MODEL + "pos_emb: rotary\n", ["train_iters is not given"]),
     ("pos_emb: rotary\ntrain_iters: 3\ntrain_micro_batch_size_per_gpu: 2\n", ["num_layers is not given"]),
     ("num_layers: 1\nname: \a\n", ["my.yml, line 2: not YAML", "U+0007"]),
     ("num_layers: 1\n# é\n".encode("latin1"), ["my.yml, line 2: not UTF-8", "0xe9"]),
@@ -176,7 +177,7 @@ SETTINGS = """
     max_iters=10                max_iters train_iters               | batch_size=4                train_micro_batch_size_per_gpu
     learning_rate=1             optimizer.params.lr                 | lr=1                        optimizer.params.lr
     dropout=0.1                 dropout hidden_dropout              | grad_clip=1                 gradient_clipping
-    pipe_parallel_size=2        pipe_parallel_size cannot           | mlp_multiple_of=256         mlp_multiple_of cannot
+    pipe_parallel_size=2        pipe_parallel_size cannot           | use_qk_layernorm=true       use_qk_layernorm cannot
     num_layers=x                num_layers 'x' int                  | num_layers=0                num_layers 0
     num_layers=2.5              num_layers 2.5 int                  | num_layers.x=3              num_layers
     num_layers=[1               num_layers YAML                     | num_layers=                 num_layers None
@@ -184,7 +185,7 @@ SETTINGS = """
     hidden_size=-32             hidden_size -32                     | num_attention_heads=0       num_attention_heads 0
     rotary_pct=0.2              rotary_pct 3 even                   | rotary_pct=0                rotary_pct even
     rotary_pct=2                rotary_pct 2.0                      | rotary_pct=.nan             rotary_pct nan
-    pos_emb=learned             pos_emb learned                     | norm=layernrm               norm nearest layernorm
+    pos_emb=alibi               pos_emb alibi                       | norm=layernrm               norm nearest layernorm
     activation=gelou            activation nearest gelu             | init_method=smal_init       nearest small_init
     hidden_dropout=1.5          hidden_dropout 1.5                  | attention_dropout=-1        attention_dropout
     intermediate_size=-2        intermediate_size -2                | padded_vocab_size=5         padded_vocab_size 5
@@ -356,12 +357,12 @@ def cut(name, size):
     (lambda p: (p/"tokenizer.json").unlink(), ["no tokenizer.json"]), (cut("model.safetensors", 5000), ["model.safetensors", "cut off"]),
     (cut("model.safetensors", 0), ["model.safetensors", "cut off"]), (cut("model.safetensors", 80_000), ["model.safetensors", "cut off"]),
     (cut("config.json", 20), ["config.json", "not JSON"]), (cut("tokenizer.json", 300), ["tokenizer.json"]),
-    (edit("config.json", model_type="gpt2"), ["model_type", "'gpt2'", "gpt_neox"]), (edit("config.json", hidden_size=64), ["do not fit"]),
+    (edit("config.json", model_type="bert"), ["model_type", "'bert'", "gpt_neox, gpt2, llama"]), (edit("config.json", hidden_size=64), ["do not fit"]),
     (edit("config.json", num_hidden_layers=2), ["do not fit"]), (edit("config.json", hidden_size="x"), ["hidden_size"]),
     (edit("config.json", num_attention_heads=0), ["num_attention_heads"]), (edit("config.json", rope_parameters={"rope_type": "yarn"}), ["yarn"]),
     (edit("config.json", hidden_act="tanh9"), ["tanh9"]),
     pytest.param(lambda p: (p/"config.json").write_text("[]"), ["config.json"])],
-    ids=["no config", "no weights", "no tokenizer", "cut weights", "empty weights", "weights cut at the end", "cut config", "cut tokenizer", "gpt2",
+    ids=["no config", "no weights", "no tokenizer", "cut weights", "empty weights", "weights cut at the end", "cut config", "cut tokenizer", "bert",
          "wider", "deeper", "hidden size a word", "no heads", "yarn", "activation", "config a list"])
 def test_checkpoint(trained, damage, parts, capsys):
     shutil.copytree(trained/"best", "checkpoint")
@@ -415,9 +416,9 @@ def test_damaged_run(trained, file, content, capsys):
 
 
 def test_loss_that_turns_nan(monkeypatch, capsys):
-    usual = run_module.learning_rate
+    usual = TrainConfig.learning_rate
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20 if step >= 18 else usual(step, c))
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20 if step >= 18 else usual(c, step, n))
         line = refuses(train, RUN, capsys, "the loss became", "learning rate", "lower optimizer.params.lr", "state of step 15 is kept", steps=True)
     assert int(line.split("at step ")[1].split(";")[0]) in range(19, 25)
     assert saved_steps("run") == [15] and not list(Path("run").rglob(".*.tmp"))
@@ -527,7 +528,7 @@ def test_full_disk_in_the_log(monkeypatch, capsys):
 
 
 def test_config_repeats_a_run_wherever_it_lay(trained):
-    from shakespeare_neox.train import load_config
+    from shakespeare_neox.engine.recipe import load_config
     assert load_config(str(trained/"config.yml")).train.save is None
 
 

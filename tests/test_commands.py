@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import TINY, succeeds, tree
 
-from shakespeare_neox.data import neox_prepare_main
-from shakespeare_neox.generate import neox_generate_main
-from shakespeare_neox.train import neox_train_main
+from shakespeare_neox.engine.tokens import neox_prepare_main
+from shakespeare_neox.engine.serve import neox_generate_main
+from shakespeare_neox.engine.run import neox_train_main
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMANDS = dict(neox_prepare="data", neox_tokenizer="tokenizer", neox_train="train", neox_report="report", neox_tune="tune", neox_generate="generate")
+COMMANDS = dict(neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run", neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve")
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"
 
@@ -182,6 +182,6 @@ def test_help_is_quick():
 def test_imports():
     python("import sys, shakespeare_neox; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)")
     slow = "{'transformers', 'wandb', 'datasets', 'accelerate', 'matplotlib', 'pooch', 'tokenizers', 'nbdev'}"
-    python(f"import sys, shakespeare_neox.generate, shakespeare_neox.train; late = {slow} & set(sys.modules); assert not late, late")
+    python(f"import sys, shakespeare_neox.engine.serve, shakespeare_neox.engine.state; late = {slow} & set(sys.modules); assert not late, late")
     sources = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
     assert len(sources) > 5 and [name for name, text in sources.items() if re.search(r"^\s*(from|import) nbdev", text, re.M)] == []

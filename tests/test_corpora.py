@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, refuses, succeeds, tree
-from servers import files                                                      # fixture
+from servers import files       # noqa: F401 (fixtures)
 
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.corpora import CORPORA, Corpus, load_corpus, own_files, write_plain
-from shakespeare_neox.data import TokenFile, neox_prepare_main as prepare, open_encoder
-from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
-from shakespeare_neox.train import neox_train_main as train
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.corpora import CORPORA, load_corpus, own_files
+from shakespeare_neox.engine.tokens import TokenFile, neox_prepare_main as prepare
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.run import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
 STORIES = [f"Story {i}. The lamp spoke to the fox, and the fox said: {i*i}." for i in range(60)]
@@ -82,7 +83,7 @@ def test_own_folder_comes_first(monkeypatch):
 
 @pytest.mark.parametrize("fault,words", [("cut", "cut off"), ("wrong", "SHA-256 differs"), (404, "answers 404"), (429, "answers 429"), ("slow", None), ("/other", None)], ids=str)
 def test_download(fault, words, files, monkeypatch, tmp_path, capsys):
-    import dataclasses, hashlib, shakespeare_neox.corpora as corpora
+    import dataclasses, hashlib, shakespeare_neox.engine.corpora as corpora
     body = ("The ink is dry. "*500).encode()
     source = CORPORA["tinyshakespeare"]
     served = dict(source.files[0], url=f"{files.url}/input.txt", sha256=hashlib.sha256(body).hexdigest())
@@ -185,7 +186,7 @@ def test_tokenizer_without_an_end(capsys):
     refuses(prepare, ["a.jsonl", "--tokenizer_path", "t.json"], capsys, "60 documents", "no end-of-text token")
 
 
-LAUNCH = "from shakespeare_neox.data import neox_prepare_main as m; m()"
+LAUNCH = "from shakespeare_neox.engine.tokens import neox_prepare_main as m; m()"
 
 
 def launch(*words, **kwargs):
@@ -222,16 +223,16 @@ def test_killed_while_preparing():
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text():
     "From 10 to 200 MB of text, as one line, anonymous memory grows by at most 50 MB; ids equal those of the whole, where that fits"
-    script = ("import sys, threading, time\nfrom shakespeare_neox.data import neox_prepare_main\npeak, going = 0, True\n"
+    script = ("import sys, threading, time\nfrom shakespeare_neox.engine.tokens import neox_prepare_main\npeak, going = 0, True\n"
               "def watch():\n    global peak\n    while going:\n        peak = max(peak, next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))); time.sleep(.01)\n"
-              "t = threading.Thread(target=watch); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)")
+              "t = threading.Thread(target=watch, daemon=True); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)")
     if not Path("/proc/self/status").exists(): pytest.skip("needs Linux")
     text = load_corpus("sample").text.replace("\n", " ")
     Path("t").mkdir(); train_tokenizer(text, "bpe", 2000).save("t"); peaks = {}
     for megabytes in (10, 200):
         with open("long.txt", "w") as file:
             for _ in range(megabytes*10**6//len(text)): file.write(text)
-        done = subprocess.run([sys.executable, "-c", script, "long.txt", "--tokenizer_path", "t", "--out", "long"], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", script, "long.txt", "--tokenizer_path", "t", "--out", f"long{megabytes}"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks[megabytes] = int(done.stderr.split()[-1])/1024
     print(peaks)
@@ -288,7 +289,7 @@ def test_train_epochs(capsys):
 
 
 def test_extra_save_iters(capsys):
-    from shakespeare_neox.train import saved_steps
+    from shakespeare_neox.engine.state import saved_steps
     succeeds(train, ["quickstart", *TINY, "checkpoint_factor=20", "extra_save_iters=[0, 3, 7]", "keep_last_n_checkpoints=null", "--checkpoint_dir", "run"], capsys)
     assert saved_steps("run") == [0, 3, 7, 20, 30]
 
@@ -303,19 +304,19 @@ def test_activation_checkpointing_changes_nothing(trained, capsys):
 
 def test_twelve_billion_parameters_on_a_laptop(monkeypatch, capsys):
     "Refused before anything is allocated, with an estimate; --force tries"
-    import shakespeare_neox.run as run_module
+    import shakespeare_neox.engine.device as device_module
     large = ["quickstart", "num_layers=36", "hidden_size=5120", "num_attention_heads=40", "seq_length=2048", "max_position_embeddings=2048"]
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 16*2**30)
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 16*2**30)
     start = time.perf_counter()
     line = refuses(train, large, capsys, "training this model needs about", "17 GB", "--force")
     assert int(line.split("needs about ")[1].split(" GB")[0]) > 180 and time.perf_counter() - start < 20 and not Path("runs").exists()
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 1000)
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 1000)
     refuses(train, ["quickstart", *TINY], capsys, "--force")
     assert "best" in succeeds(train, ["quickstart", *TINY, "--force"], capsys).out
 
 
 def test_report(trained, capsys):
-    from shakespeare_neox.report import neox_report_main as report
+    from shakespeare_neox.engine.report import neox_report_main as report
     import shutil
     shutil.copytree(trained, "run"); Path("run/report.md").unlink(); Path("run/loss.png").unlink()
     assert succeeds(report, ["run"], capsys).out == f"{Path('run/report.md')}\n"
@@ -329,7 +330,7 @@ def test_report(trained, capsys):
 
 
 def test_tune(capsys):
-    from shakespeare_neox.tune import neox_tune_main as tune
+    from shakespeare_neox.engine.tune import neox_tune_main as tune
     out = succeeds(tune, ["quickstart", *[w for w in TINY if "train_iters" not in w], "optimizer.params.lr=1e-3,1e18", "gradient_clipping=0", "train_iters=15", "--checkpoint_dir", "sweep"], capsys)
     page = Path("sweep/tune.md").read_text()
     assert out.out == f"{Path('sweep/tune.md')}\n" and page.index("lr=1e-3") < page.index("lr=1e18") and "the loss became" in page and Path("sweep/tune.png").exists()

@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from shakespeare_neox import run as run_module
-from shakespeare_neox.base import NeoxError, assets
-from shakespeare_neox.recipe import find_recipe, load_config
-from shakespeare_neox.train import saved_steps, train
+from shakespeare_neox.engine import device as device_module
+from shakespeare_neox.engine.base import NeoxError, assets
+from shakespeare_neox.engine.recipe import find_recipe, load_config
+from shakespeare_neox.engine.run import train
+from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun and signals as on POSIX")
 FILES = assets("configs")/"accelerate"
@@ -22,8 +23,8 @@ WORKER = '''
 "neox_train in double precision; SAME_BATCH: a mistake on purpose, both processes read the same windows; SLOW: time to stop it"
 import os, time, torch
 torch.set_default_dtype(torch.float64)
-from shakespeare_neox import run
-from shakespeare_neox.train import neox_train_main
+from shakespeare_neox.engine import run
+from shakespeare_neox.engine.run import neox_train_main
 if os.environ.get("SAME_BATCH"):
     real = run.get_batch; run.get_batch = lambda tokens, seed, i, *sizes: real(tokens, seed, i//2, *sizes)
 if os.environ.get("SLOW"):
@@ -244,8 +245,8 @@ def test_signal(home, dropout, who, number):
 
 def test_an_error_in_one_process(home):
     "The reason is told by the one that has it, and by torchrun"
-    (home/"bad.py").write_text(WORKER.replace("neox_train_main()", "from shakespeare_neox import train\nfrom shakespeare_neox.base import NeoxError\nreal = train.train_step\n"
-        "def step(r, i):\n    if i == 5 and r.accelerator.process_index == 1: raise NeoxError('the ink has dried; dip the pen')\n    return real(r, i)\ntrain.train_step = step\nneox_train_main()"))
+    (home/"bad.py").write_text(WORKER.replace("neox_train_main()", "from shakespeare_neox.engine.base import NeoxError\nfrom shakespeare_neox.engine.device import DeviceTrainer\nreal = DeviceTrainer.train_step\n"
+        "def step(self):\n    if self.step == 5 and self.accelerator.process_index == 1: raise NeoxError('the ink has dried; dip the pen')\n    return real(self)\nDeviceTrainer.train_step = step\nneox_train_main()"))
     started = Started(home, two(), "bad.py", "tiny.yml", "--checkpoint_dir", home/"bad")
     assert started.end() != 0
     assert "neox_train (process 1): the ink has dried; dip the pen" in started.text()
@@ -280,7 +281,7 @@ def test_fsdp_is_refused(home):
                                        (dict(ACCELERATE_MIXED_PRECISION="no", MASTER_ADDR="127.0.0.1"), "accelerate was asked for several processes and started one")])
 def test_what_a_launcher_asks_for(env, part, monkeypatch):
     for key, value in env.items(): monkeypatch.setenv(key, value)
-    with pytest.raises(NeoxError, match=part): run_module.make_accelerator(load_config("quickstart").train)
+    with pytest.raises(NeoxError, match=part): device_module.make_accelerator(load_config("quickstart").train)
 
 
 @pytest.mark.slow

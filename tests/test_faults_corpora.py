@@ -7,18 +7,17 @@ import random
 import re
 import socket
 import stat
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import refuses, succeeds, tree
-from servers import files  # fixture
+from servers import files       # noqa: F401 (fixtures)
 
-import shakespeare_neox.corpora as corpora
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.corpora import Corpus, load_corpus, part_of, write_plain
-from shakespeare_neox.data import neox_prepare_main as prepare
+import shakespeare_neox.engine.corpora as corpora
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.corpora import Corpus, load_corpus, part_of, write_plain
+from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -707,7 +706,7 @@ def test_one_text_in_both_parts():
 
 def test_texts_given_for_each_part(capsys):
     "What is given for training brings its train part alone; separators stay; the same text in both is refused"
-    from shakespeare_neox.corpora import given_texts
+    from shakespeare_neox.engine.corpora import given_texts
     jsonl("t/train.jsonl", dict(text="one"), dict(text="two"))
     jsonl("t/valid.jsonl", dict(text="three"))
     put("a.txt", "four")
@@ -759,7 +758,7 @@ def test_a_part_that_changes(here):
 
 
 def test_prepare_notices_it(monkeypatch, capsys):
-    import shakespeare_neox.data as data
+    import shakespeare_neox.engine.tokens as data
     put("a.txt", "The ink is dry.\n"*400)
     check = data.check_space
     def replace(*args):
@@ -782,7 +781,7 @@ def test_the_fingerprint_knows_the_parts():
 
 def test_the_fingerprint_of_what_is_encoded():
     "Counts that somebody takes along the way equal those of the first pass"
-    from shakespeare_neox.corpora import Counts
+    from shakespeare_neox.engine.corpora import Counts
     jsonl("a.jsonl", dict(text="one"), dict(text="two\nthree"))
     corpus, counts = load_corpus("a.jsonl"), Counts()
     for _, pieces in corpus.documents():

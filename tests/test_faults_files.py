@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from conftest import TINY, tree
 
-from shakespeare_neox import base
-from shakespeare_neox.base import NeoxError
+from shakespeare_neox.engine import base
+from shakespeare_neox.engine.base import NeoxError
 
 pytestmark = pytest.mark.usefixtures("here")
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 root = pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="needs root, to become nobody")
-START = "import sys; sys.argv[0] = '{}'; from shakespeare_neox.base import start; start()"
+START = "import sys; sys.argv[0] = '{}'; from shakespeare_neox.engine.base import start; start()"
 
 
 def words(name, *rest):
@@ -303,7 +303,7 @@ def test_readers_change_nothing_after_a_kill(here):
 
 # locks
 
-HOLD = "import sys, time; from shakespeare_neox.base import locked\nwith locked('lock', 'the run', True): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from shakespeare_neox.engine.base import locked\nwith locked('lock', 'the run', True): print('held', flush=True); time.sleep(60)"
 
 
 def holder():
@@ -422,7 +422,7 @@ def test_a_console_that_lacks_letters(here, encoding):
 
 
 HOMELESS = """import os, sys
-from shakespeare_neox.base import cache_folder, settle_folders
+from shakespeare_neox.engine.base import cache_folder, settle_folders
 os.setuid(54321)
 settle_folders()
 settle_folders()
@@ -512,7 +512,7 @@ def test_a_cache_that_may_only_be_read(made):
         if made:
             (cache/"tokens").mkdir()
         jobs.write_text("""import os, filelock
-from shakespeare_neox.base import cache_folder, command, locked, new_folder
+from shakespeare_neox.engine.base import cache_folder, command, locked, new_folder
 os.setuid(54321)
 def lock(): locked(cache_folder()/"lock", "x", wait=True).__enter__()
 def folder(): new_folder(cache_folder()/"tokens"/"x", "token files").__enter__()
@@ -540,14 +540,14 @@ def test_a_variable_of_another_library(here, variable, value):
 
 
 @pytest.mark.parametrize("name, rest", [("tokenizer", ["book.txt", "--out", "a\0b"]), ("tokenizer", ["a\0b"]),
-                                        ("data", ["book.txt", "--out", "a\0b"]), ("data", ["book.txt", "--plain", "a\0b.txt"]),
+                                        ("prepare", ["book.txt", "--out", "a\0b"]), ("prepare", ["book.txt", "--plain", "a\0b.txt"]),
                                         ("train", ["quickstart", "--checkpoint_dir", "a\0b"]), ("report", ["a\0b"]),
                                         ("generate", ["a\0b"]), ("tune", ["quickstart", "seed=1,2", "--checkpoint_dir", "a\0b"])])
 def test_a_zero_byte_in_a_name(here, name, rest, capsys):
     import importlib
     (here/"book.txt").write_text("It was a dark and stormy night.\n" * 200)
-    module = importlib.import_module(f"shakespeare_neox.{name}")
-    main = getattr(module, f"neox_{dict(data='prepare').get(name, name)}_main")
+    module = importlib.import_module(f"shakespeare_neox.{base.COMMANDS[f'neox_{name}']}")
+    main = getattr(module, f"neox_{name}_main")
     with pytest.raises(SystemExit) as stopped:
         main(rest)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("neox_")]
@@ -646,7 +646,7 @@ def test_a_command_replaces_its_own_only_when_told(here, capsys, command):
 
 
 def test_a_model_is_not_saved_over_another(here, trained):
-    from shakespeare_neox.generate import open_checkpoint
+    from shakespeare_neox.engine.checkpoints import open_checkpoint
     model, tokenizer = open_checkpoint(str(trained))
     a_trained_model(here/"theirs", trained)
     before = tree(here)
@@ -662,7 +662,7 @@ def test_a_model_is_not_saved_over_another(here, trained):
 @posix
 @pytest.mark.parametrize("output", ["precious.txt", "book.txt", "link.txt", "folder.txt"])
 def test_plain_text_replaces_nothing(here, capsys, output):
-    from shakespeare_neox.data import neox_prepare_main
+    from shakespeare_neox.engine.tokens import neox_prepare_main
     (here/"book.txt").write_text(TEXT)
     (here/"precious.txt").write_text("a life's work")
     (here/"link.txt").symlink_to("precious.txt")
@@ -675,7 +675,7 @@ def test_plain_text_replaces_nothing(here, capsys, output):
 
 
 def test_plain_text_makes_its_folder(here, capsys):
-    from shakespeare_neox.data import neox_prepare_main
+    from shakespeare_neox.engine.tokens import neox_prepare_main
     (here/"book.txt").write_text(TEXT)
     neox_prepare_main(["book.txt", "--plain", "data/pretraining_data/corpus.txt"])
     assert (here/"data"/"pretraining_data"/"corpus.txt").read_text() == TEXT

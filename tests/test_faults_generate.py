@@ -1,19 +1,22 @@
 "Writing with a model: whatever is given as prompt, stop or setting, wherever the text goes, and which model it is"
-import io, json, math, os, random, shutil, subprocess, sys, time
+import json, math, os, random, shutil, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import refuses, succeeds, tree
 
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.generate import (check_range, encode_prompts, find_checkpoint, generate, generate_ids, generate_many, neox_generate_main,
-                                       open_checkpoint, pieces, read_prompts, stream)
-from shakespeare_neox.model import GPTNeoX, ModelConfig
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
+from shakespeare_neox.engine.decode import generate_ids
+from shakespeare_neox.engine.serve import (decode_stream, encode_prompts, generate, generate_many, neox_generate_main,
+                                           read_prompts, stream)
+from shakespeare_neox.model import GPT, ModelConfig
+from shakespeare_neox.engine.tokens import adopt
 from shakespeare_neox.tokenizer import Tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMAND = "from shakespeare_neox.generate import neox_generate_main as main; main()"
+COMMAND = "from shakespeare_neox.engine.serve import neox_generate_main as main; main()"
 TEXT = "MARIAN:\nThe ink is dry, good master. Na\u00efve caf\u00e9, \u2603 and \U0001f3ad; the printer \u2014 \u4f60\u597d.\n"*3
 
 
@@ -21,8 +24,8 @@ TEXT = "MARIAN:\nThe ink is dry, good master. Na\u00efve caf\u00e9, \u2603 and \
 def small():
     "A random model that writes any character of its table"
     tokenizer = train_tokenizer(TEXT)
-    model = GPTNeoX(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=32, vocab_size=tokenizer.vocab_size)).eval()
-    generator = torch.Generator().manual_seed(1)
+    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, pos_emb="rotary", seq_length=32, vocab_size=tokenizer.vocab_size)).eval()
+    generator = torch.Generator().manual_seed(4)
     for p in model.parameters(): p.data.normal_(std=0.5, generator=generator)
     return model, tokenizer
 
@@ -47,8 +50,8 @@ def one_line(error):
 # 23: a str is one text
 
 @pytest.mark.parametrize("write", [
-    lambda m, t, stop: generate(m, t, "The", stop=stop, max_new_tokens=60, seed=3), lambda m, t, stop: generate(m, t, ["The"], stop=stop, max_new_tokens=60, seed=3)[0],
-    lambda m, t, stop: "".join(stream(m, t, "The", stop=stop, max_new_tokens=60, seed=3)), lambda m, t, stop: next(generate_many(m, t, ["The"], stop=stop, max_new_tokens=60, seed=3))],
+    lambda m, t, stop: generate(m, t, "The", stop=stop, max_new_tokens=60, seed=6), lambda m, t, stop: generate(m, t, ["The"], stop=stop, max_new_tokens=60, seed=6)[0],
+    lambda m, t, stop: "".join(stream(m, t, "The", stop=stop, max_new_tokens=60, seed=6)), lambda m, t, stop: next(generate_many(m, t, ["The"], stop=stop, max_new_tokens=60, seed=6))],
     ids=["one", "several", "stream", "many"])
 def test_stop_as_a_str(write, small):
     whole = write(*small, ())
@@ -97,7 +100,7 @@ def sentencepiece_like(text):
 
 
 class Plain:
-    "What `pieces` needs of a tokenizer"
+    "What `decode_stream` needs of a tokenizer"
     eot_id = pad_id = None
     def __init__(self, backend): self.backend = backend
     def decode(self, ids): return self.backend.decode(list(ids), skip_special_tokens=False)
@@ -124,9 +127,9 @@ def test_pieces_are_the_text(kind):
     rows = [real, *[[rng.randrange(2, n) for _ in range(rng.randrange(0, 60))] for _ in range(60)], *[real[k:k + 40] for k in range(0, 60, 7)]]
     for ids in rows:
         for stop in ((), ("\n",), ("master", "ink"), (" dry,", "e"), ("\u2603",)):
-            got = list(pieces(tokenizer, iter(ids), stop))
+            got = list(decode_stream(tokenizer, iter(ids), stop))
             assert "".join(got) == all_at_once(tokenizer, ids, stop) and "" not in got, (ids, stop)
-    assert len(list(pieces(tokenizer, iter(real)))) > len(real)/5                # it comes in pieces, not at the end
+    assert len(list(decode_stream(tokenizer, iter(real)))) > len(real)/5                # it comes in pieces, not at the end
 
 
 @pytest.mark.parametrize("ids", ["text", "a stray byte", "half characters"])
@@ -140,7 +143,7 @@ def test_decoding_grows_with_the_text(ids, monkeypatch):
         decode = Tokenizer.decode
         with monkeypatch.context() as patch:
             patch.setattr(Tokenizer, "decode", lambda self, ids: counted.append(len(ids)) or decode(self, ids))
-            text = "".join(pieces(tokenizer, (one*n)[:n]))
+            text = "".join(decode_stream(tokenizer, (one*n)[:n]))
         assert text == tokenizer.decode((one*n)[:n])
         return sum(counted)
     assert decoded(4000) < 6*decoded(1000) < 6*1000*12
@@ -149,7 +152,7 @@ def test_decoding_grows_with_the_text(ids, monkeypatch):
 def test_text_comes_while_it_is_drawn():
     "Each character as soon as it is whole"
     tokenizer = train_tokenizer(TEXT, "bpe", 258)
-    given = pieces(tokenizer, iter(tokenizer.encode("a\u2603b")))
+    given = decode_stream(tokenizer, iter(tokenizer.encode("a\u2603b")))
     assert list(given) == ["a", "\u2603", "b"]
 
 
@@ -181,12 +184,12 @@ def words_backend(kind):
             backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
             backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=kind)])
     backend.add_special_tokens(["<|endoftext|>"])
-    return Tokenizer(backend, lossy=kind in ("word pieces", "words"))
+    return adopt(backend, lossy=kind in ("word pieces", "words"))
 
 
 def writes_words(tokenizer):
     "A random model that writes the first ids of a tokenizer"
-    model = GPTNeoX(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=64, vocab_size=tokenizer.vocab_size, no_weight_tying=True)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, pos_emb="rotary", seq_length=64, vocab_size=tokenizer.vocab_size, no_weight_tying=True)).eval()
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters(): p.data.normal_(std=0.5, generator=generator)
     return model
@@ -208,7 +211,7 @@ def test_prompt_and_text_are_what_all_ids_give(kind):
             text = right[len(prompt):]
             spaces += text.startswith(" ")
             assert generate(model, tokenizer, prompt, **settings) == generate(model, tokenizer, [prompt], **settings)[0] == "".join(stream(model, tokenizer, prompt, **settings)) == text
-            assert "".join(pieces(tokenizer, drawn, before=ids)) == text
+            assert "".join(decode_stream(tokenizer, drawn, before=ids)) == text
             for stop in (" ", text[1:4]) if len(text) > 3 and "\ufffd" not in text else ():
                 cut = text.split(stop)[0]
                 assert generate(model, tokenizer, prompt, stop=stop, **settings) == generate(model, tokenizer, [prompt], stop=stop, **settings)[0] == cut
@@ -218,8 +221,8 @@ def test_prompt_and_text_are_what_all_ids_give(kind):
 def test_the_command_keeps_the_first_space(capsys):
     tokenizer = words_backend("llama")
     model = writes_words(tokenizer)
-    model.embed_out.weight.data.zero_(); model.embed_out.weight.data[tokenizer.encode("men")[0]] = 1
-    model.gpt_neox.final_layer_norm.weight.data.zero_(); model.gpt_neox.final_layer_norm.bias.data.fill_(1)
+    model.head.weight.data.zero_(); model.head.weight.data[tokenizer.encode("men")[0]] = 1
+    model.final_norm.weight.data.zero_(); model.final_norm.bias.data.fill_(1)
     model.save_pretrained("m", tokenizer)
     words = ["m", "--max_new_tokens", "2", "--temperature", "0", "--prompt", "the king of"]
     assert succeeds(neox_generate_main, words, capsys).out == "the king of men men\n"
@@ -235,9 +238,10 @@ def test_the_command_keeps_the_first_space(capsys):
     *[("top_k", v) for v in (-1, 1.5, 2**70, True, "3", math.nan)], *[("max_new_tokens", v) for v in (-1, 2**31, 2**70, 10**30, 1.5, math.nan, math.inf, "9", True, None)],
     *[("seed", v) for v in (-1, 2**63, 2**64, 10**30, 0.5, math.nan, "7", True)], *[("batch_size", v) for v in (0, -1, 2**70, 1.5, None)]], ids=str)
 def test_settings_out_of_range(name, value, small):
-    for prompts in (["a"],) if name == "batch_size" else ("a", ["a"]):
-        with pytest.raises(NeoxError, match=name) as error: generate(*small, prompts, **{"max_new_tokens": 2, name: value})
-        one_line(error)
+    for write in (lambda *a, **k: list(generate_many(*a, **k)), *[generate]*(name != "batch_size")):
+        for prompts in ("a", ["a"]):
+            with pytest.raises(NeoxError, match=name) as error: write(*small, prompts, **{"max_new_tokens": 2, name: value})
+            one_line(error)
 
 
 @pytest.mark.parametrize("name,near", [("n_new", "known: "), ("max_tokens", "max_new_tokens"), ("temprature", "temperature"), ("topk", "top_k"), ("do_sample", "")])
@@ -267,9 +271,9 @@ def test_numpys_numbers_are_numbers(small):
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_not_numbers(value, temperature, small):
-    model = GPTNeoX(small[0].config).eval()
+    model = GPT(small[0].config).eval()
     model.load_state_dict(small[0].state_dict())
-    model.gpt_neox.final_layer_norm.bias.data[0] = value
+    model.final_norm.bias.data[0] = value
     for prompts in ("a", ["a", "M"]):
         with pytest.raises(NeoxError, match="NaN"): generate(model, small[1], prompts, max_new_tokens=2, temperature=temperature)
 
@@ -277,9 +281,9 @@ def test_logits_that_are_not_numbers(value, temperature, small):
 def test_cache_without_room():
     "A window and a batch that no memory holds: one line, not a crash of the allocator"
     tokenizer = train_tokenizer("abc\n")
-    model = GPTNeoX(ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1, seq_length=2, vocab_size=6, rotary_pct=0.25, max_position_embeddings=2**20)).eval()
+    model = GPT(ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1, pos_emb="rotary", seq_length=2, vocab_size=6, rotary_pct=0.25, max_position_embeddings=2**20)).eval()
     model.config.num_layers = 2**40                                             # as if it were as deep
-    with pytest.raises(NeoxError, match="no memory.*batch_size") as error: next(generate_ids(model, tokenizer, [[2]], 2**30))
+    with pytest.raises(NeoxError, match="no memory.*batch_size") as error: next(generate_many(model, tokenizer, ["a"], max_new_tokens=2**30))
     one_line(error)
 
 
@@ -417,7 +421,7 @@ def test_a_run_that_is_saving_is_found(small, capsys):
 
 def test_without_any_run(capsys):
     out, err = succeeds(neox_generate_main, ["--prompt", "ROMEO:", "--max_new_tokens", "3"], capsys)
-    assert out.startswith("ROMEO:") and err.count("\n") == 1 and "the model that came along" in err
+    assert out.startswith("ROMEO:") and err.count("\n") == 1 and "the bundled model" in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from conftest import refuses, succeeds, tree
-from shakespeare_neox.base import NeoxError, say_once
-from shakespeare_neox.report import Log, Progress, TrainResult, neox_report_main, push_to_hub, read_log, start_wandb, write_report
+from shakespeare_neox.engine.base import NeoxError, say_once
+from shakespeare_neox.engine.report import Log, Progress, neox_report_main, push_to_hub, read_log, start_wandb, write_report
 from test_wandb import records
 
 SETTINGS = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary", data_path="sample")
@@ -33,13 +33,13 @@ def write_log(folder, *events, end="\n"):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     "A run's folder, put together by hand"
-    from shakespeare_neox.model import GPTNeoX, ModelConfig
+    from shakespeare_neox.model import GPT, ModelConfig
     from shakespeare_neox.tokenizer import train_tokenizer
     folder = tmp_path_factory.mktemp("finished")/"lesson"
     folder.mkdir()
     tokenizer = train_tokenizer("OSWIN:\nThe ink is dry.")
     sizes = {key: SETTINGS[key] for key in ("num_layers", "hidden_size", "num_attention_heads", "seq_length")}
-    GPTNeoX(ModelConfig(**sizes, vocab_size=tokenizer.vocab_size)).save_pretrained(folder/"best", tokenizer)
+    GPT(ModelConfig(**sizes, vocab_size=tokenizer.vocab_size)).save_pretrained(folder/"best", tokenizer)
     (folder/"config.yml").write_text(yaml.safe_dump(SETTINGS))
     write_log(folder, START, STEP, SCORE)
     return folder
@@ -236,7 +236,7 @@ def test_a_report_that_is_a_link_is_not_replaced(run, here, name, capsys):
 @pytest.mark.parametrize("number, advice", [(28, "make room there"), (13, "let this user write there"), (30, "a disk that can be written")])
 def test_why_a_report_cannot_be_written(run, number, advice, monkeypatch, capsys):
     "Room is asked for where room is missing only"
-    import shakespeare_neox.report as report_module
+    import shakespeare_neox.engine.report as report_module
     def fails(*args): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(report_module, "write_whole", fails)
     line = refuses(neox_report_main, ["lesson"], capsys, os.strerror(number), advice)
@@ -258,7 +258,7 @@ def test_a_page_that_nothing_breaks(run, monkeypatch):
 @POSIX
 def test_a_matplotlib_backend_that_does_not_exist(run):
     "The report is drawn and a plot can be, whatever MPLBACKEND holds"
-    code = ("import sys; from pathlib import Path; from shakespeare_neox.report import *; neox_report_main(['lesson']);"
+    code = ("import sys; from pathlib import Path; from shakespeare_neox.engine.report import *; neox_report_main(['lesson']);"
             "print(TrainResult(Path('lesson'), 2, 3.2, 4.6, 1.0, 9.0, read_log('lesson'), '').plot().get_title())")
     for backend, says in dict(nonsense="MPLBACKEND", **{"module://nonsense": "nonsense"}).items():
         (run/"loss.png").unlink(missing_ok=True)
@@ -365,8 +365,8 @@ def test_a_persons_own_files_beside_the_model_are_not_published(run, capsys):
 # progress
 
 def watched(folder="lesson"):
-    settings = SimpleNamespace(train_iters=30, train_batch_size=8)
-    return SimpleNamespace(c=settings, config=SimpleNamespace(seq_length=64), folder=Path(folder), step=0)
+    plan = SimpleNamespace(n_steps=30, tokens_in_step=512)
+    return SimpleNamespace(plan=plan, folder=Path(folder), step=0)
 
 
 class Broken(io.StringIO):
@@ -389,7 +389,7 @@ def test_progress_on_a_broken_stream(run, monkeypatch, kind, stream):
         steps.append(step)
         progress.show({**STEP, "step": step})
         progress.show({**SCORE, "step": step, "sample": "Ελληνικά → 中文"})
-    progress.end()
+    progress.close()
     assert steps == list(range(30)) and not sys.stdout.closed
     if stream in ("ascii", "cp1252"):
         shown = narrow.buffer.getvalue().decode(narrow.encoding)
@@ -420,7 +420,7 @@ TINY = dict(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=16, 
 
 
 def trains(save, callback=None, **more):
-    from shakespeare_neox.train import train
+    from shakespeare_neox.engine.run import train
     return train("quickstart", save=str(save), shown="lines", callback=callback, **TINY, **more)
 
 
@@ -607,7 +607,7 @@ def test_a_damaged_id(nobody, here, capsys, content):
 def test_never_a_prompt(nobody, here):
     "On a terminal with a person in front of it"
     import pty
-    code = ("from shakespeare_neox.report import start_wandb; import sys; sys.path.insert(0, sys.argv[1]);"
+    code = ("from shakespeare_neox.engine.report import start_wandb; import sys; sys.path.insert(0, sys.argv[1]);"
             "from test_faults_report import logged; start_wandb(logged()).finish(); print('went on')")
     parent, child = pty.openpty()
     with subprocess.Popen([sys.executable, "-c", code, Path(__file__).parent], stdin=child, stdout=child, stderr=child,

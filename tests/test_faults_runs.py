@@ -22,12 +22,15 @@ import torch
 from conftest import TINY, refuses, succeeds, tree
 from safetensors.torch import load_file, save_file
 
-import shakespeare_neox.run as run_module
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.data import neox_prepare_main as prepare
-from shakespeare_neox.recipe import load_config
-from shakespeare_neox.run import evaluate, make_run, train_step
-from shakespeare_neox.train import neox_train_main, saved_steps, train
+import shakespeare_neox.engine.device as device_module
+import shakespeare_neox.engine.run as run_module
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
+from shakespeare_neox.engine.recipe import load_config
+from shakespeare_neox.engine.device import DeviceTrainer
+from shakespeare_neox.engine.recipe import TrainConfig
+from shakespeare_neox.engine.run import evaluate, make_run, neox_train_main, train
+from shakespeare_neox.engine.state import saved_steps
 
 pytestmark = pytest.mark.usefixtures("here")
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and locks")
@@ -35,7 +38,7 @@ RUN = ["quickstart", *TINY, "keep_last_n_checkpoints=9", "--checkpoint_dir", "ru
 TEXT = "MARIAN:\nTo be a printer is to be in debt,\nAnd lead is heavier than any crown.\n\n"*40
 SMALL = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, max_position_embeddings=32, train_iters=8, eval_interval=4,
              checkpoint_factor=4, compile="off", sample_tokens=4, precision="fp32", hidden_dropout=0.0)
-COMMAND = [sys.executable, "-c", "from shakespeare_neox.train import neox_train_main as m; m()"]
+COMMAND = [sys.executable, "-c", "from shakespeare_neox.engine.run import neox_train_main as m; m()"]
 
 
 def small(**settings): return load_config("quickstart", **{**SMALL, **settings})
@@ -75,6 +78,12 @@ FULL = dict(GPU=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.
             CPU=RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"))
 
 
+def advance(run, n=1):
+    "Some more steps of a run"
+    run.trainer.n_steps = run.step + n
+    run.trainer.fit()
+
+
 def planted(run, at, error, where="forward"):
     "Lets a run's memory be full at the n-th pass, once"
     passes = []
@@ -85,7 +94,7 @@ def planted(run, at, error, where="forward"):
     if where == "forward":
         run.model.register_forward_pre_hook(full)
     else:
-        run.model.gpt_neox["embed_in"].weight.register_hook(full)            # half of the gradients are there
+        run.model.embed.weight.register_hook(full)            # half of the gradients are there
 
 
 def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, **settings):
@@ -95,8 +104,8 @@ def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, 
         planted(run, at, error, where)
     for step in range(n):
         if step == halved_before:
-            run_module.halve(run)
-        train_step(run, step)
+            run.trainer.halve(run.trainer.batches(step))
+        advance(run)
     return run, {k: v.clone() for k, v in run.model.state_dict().items()}
 
 
@@ -105,7 +114,7 @@ def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, 
 def test_full_memory_in_any_pass(at, where, kind, capsys):
     "The step is done again from its first pass: the bits of a run that had made its passes smaller before that step"
     run, found = steps(at=at, error=FULL[kind], where=where)
-    assert (run.c.train_micro_batch_size_per_gpu, run.c.gradient_accumulation_steps) == (4, 8)
+    assert run.trainer.pieces == 2 and run.c.train_micro_batch_size_per_gpu == 8
     assert "8 passes of 4 windows" in capsys.readouterr().err
     expected, whole = steps(halved_before=(at - 1)//4)[1], steps()[1]
     assert far(found, expected) == 0
@@ -120,12 +129,12 @@ def test_full_memory_in_the_evaluation(monkeypatch):
     def refuse(model, inputs):
         sizes.append(len(inputs[0]))
         if sizes[-1] > 3: raise FULL["GPU"]
-    hook = run.plain_model.register_forward_pre_hook(refuse)
+    hook = run.model.register_forward_pre_hook(refuse)
     found = evaluate(run)
     assert max(sizes) > 3 and math.isclose(found["loss"], expected["loss"], rel_tol=1e-6)
     hook.remove()
     def always(model, inputs): raise FULL["CPU"]
-    run.plain_model.register_forward_pre_hook(always)
+    run.model.register_forward_pre_hook(always)
     with pytest.raises(NeoxError, match="out of memory while scoring a single window"): evaluate(run)
 
 
@@ -151,7 +160,7 @@ def test_other_errors_are_not_taken_for_full_memory(monkeypatch):
     run = make_run(small())
     def wrong(model, inputs): raise RuntimeError("shapes do not fit")
     run.model.register_forward_pre_hook(wrong)
-    with pytest.raises(RuntimeError, match="shapes do not fit"): train_step(run, 0)
+    with pytest.raises(RuntimeError, match="shapes do not fit"): advance(run)
     with pytest.raises(RuntimeError, match="shapes do not fit"): evaluate(run)
 
 
@@ -166,7 +175,7 @@ def test_compiling_that_fails_leaves_no_gradient(monkeypatch, after, capsys):
     def compile(self, **kwargs):
         def fails(*args, **kwargs): raise Silent
         if after == "before": self._compiled_call_impl = fails
-        else: self.gpt_neox["embed_in"].weight.register_post_accumulate_grad_hook(fail_once)
+        else: self.embed.weight.register_post_accumulate_grad_hook(fail_once)
     failed = []
     def fail_once(p):
         if not failed: failed.append(None); raise Silent
@@ -207,7 +216,7 @@ def test_training_leaves_no_setting(start, capsys):
     with as_it_was(): train("quickstart", save="run", **{**SMALL, **start})  # complete
     with as_it_was(), pytest.raises(NeoxError): train("quickstart", save="run", **{**SMALL, **start, "seed": 3})
     with as_it_was(): neox_train_main([*RUN[:-1], "dry", "--dry_run"])
-    with as_it_was(): train_step(make_run(small()), 0)
+    with as_it_was(): advance(make_run(small()))
 
 
 def test_training_respects_settings(capsys):
@@ -239,25 +248,25 @@ def test_mean_weights_are_scored_in_the_precision_of_the_run(precision):
     still = dict(optimizer=dict(type="Adam", params=dict(lr=0.0)), min_lr=0.0, weight_decay=0.0, precision=precision)
     plain, mean = make_run(small(**still)), make_run(small(average_steps=2, **still))
     for run in (plain, mean):
-        for step in range(2): train_step(run, step)
-    assert mean.scored is not mean.plain_model
+        advance(run, 2)
+    assert mean.scored is not mean.model
     assert evaluate(mean)["loss"] == evaluate(plain)["loss"]
 
 
 def not_a_number(run_step):
     "Weights of which one is NaN from some step on, as on a GPU, where the loss is looked at now and then"
-    def step(run, number, *args):
-        loss, norm = train_step(run, number, *args)
-        if number >= run_step: next(run.model.parameters()).data[-1] = math.nan
-        return torch.tensor(2.0), norm
+    usual = DeviceTrainer.train_step
+    def step(self):
+        usual(self)
+        if self.step >= run_step: next(self.model.parameters()).data[-1] = math.nan
+        self.loss = torch.tensor(2.0)
     return step
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(patience=1), dict(eval_interval=100), dict(average_steps=2), dict(checkpoint_epochs=True)], ids=str)
 def test_no_model_that_is_not_finite_is_kept(settings, monkeypatch, capsys):
     "Neither by an evaluation, nor by a state, nor at the end of patience"
-    import shakespeare_neox.train as train_module
-    monkeypatch.setattr(train_module, "train_step", not_a_number(4))
+    monkeypatch.setattr(DeviceTrainer, "train_step", not_a_number(4))
     with pytest.raises(NeoxError, match="is no longer finite|became nan"): train("quickstart", save="run", **{**SMALL, **settings})
     assert saved_steps("run") == [4]
     for file in Path("run").rglob("*.safetensors"):
@@ -266,9 +275,9 @@ def test_no_model_that_is_not_finite_is_kept(settings, monkeypatch, capsys):
 
 def test_the_advice_after_nan_works(monkeypatch, capsys):
     "The command that the line names trains"
-    usual = run_module.learning_rate
+    usual = TrainConfig.learning_rate
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20 if step >= 18 else usual(step, c))
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20 if step >= 18 else usual(c, step, n))
         line = refuses(neox_train_main, [*RUN, "min_lr=0.0009"], capsys, "learning rate", "the state of step 15 is kept, in run", steps=True)
     name, *words = shlex.split(re.search(r"in a new folder: (neox_train .+?) \(", line)[1])
     assert words[-1] == "run-2" and any(w.startswith("optimizer.params.lr=") for w in words)
@@ -278,9 +287,8 @@ def test_the_advice_after_nan_works(monkeypatch, capsys):
 
 def test_an_early_failure_blocks_nothing(monkeypatch, capsys):
     "NaN before anything was saved: the corrected command takes the folder"
-    usual = run_module.learning_rate
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20)
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20)
         refuses(neox_train_main, RUN, capsys, "no state was saved yet", steps=True)
     said = succeeds(neox_train_main, [*RUN, "seed=5"], capsys).err
     assert "saved nothing" in said and saved_steps("run")[-1] == 30
@@ -294,10 +302,9 @@ def test_a_wrong_setting_leaves_no_folder(words, capsys):
 
 
 def test_a_failure_before_the_first_step_leaves_no_folder(monkeypatch, capsys):
-    import shakespeare_neox.train as train_module
     def fails(run): raise NeoxError("the ink has dried; dip the pen")
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "compile_if_it_pays", fails)
+        patch.setattr(run_module, "compile_if_it_pays", fails)
         refuses(neox_train_main, [*RUN[:-1], "deep/run"], capsys, "the ink has dried")
         assert os.listdir() == []
         Path("empty").mkdir()
@@ -544,8 +551,8 @@ DAMAGED = {
     "no moments": (lambda s: retensor(s, lambda t: [t.pop(k) for k in list(t) if k.startswith("optimizer|")]), "lacks optimizer|"),
     "one moment less": (lambda s: retensor(s, lambda t: t.pop(moment(t))), "lacks optimizer|"),
     "a stranger": (lambda s: retensor(s, lambda t: t.update({"model|stranger": torch.zeros(2)})), "holds model|stranger"),
-    "weights of a wrong shape": (lambda s: retensor(s, lambda t: t.update({"model|gpt_neox.embed_in.weight": torch.zeros(2, 2)})), "model|gpt_neox.embed_in.weight is (2, 2)"),
-    "weights of whole numbers": (lambda s: retensor(s, lambda t: t.update({"model|gpt_neox.embed_in.weight": t["model|gpt_neox.embed_in.weight"].long()})), "int64"),
+    "weights of a wrong shape": (lambda s: retensor(s, lambda t: t.update({"model|embed.weight": torch.zeros(2, 2)})), "model|embed.weight is (2, 2)"),
+    "weights of whole numbers": (lambda s: retensor(s, lambda t: t.update({"model|embed.weight": t["model|embed.weight"].long()})), "int64"),
     "a negative count": (lambda s: retensor(s, counted(-1.0)), "step is -1"), "a huge count": (lambda s: retensor(s, counted(1e9)), "step is 1e+09"),
     "a count that is no number": (lambda s: retensor(s, counted(math.nan)), "step is nan"),
 }
@@ -632,9 +639,8 @@ def test_the_folder_of_a_run_vanishes(kind, capsys):
 
 def test_best_is_removed_while_training(monkeypatch, capsys):
     "The next model is kept, though its score is worse, and log, result and report say what lies there"
-    import shakespeare_neox.train as train_module
     scores = iter([3.0, 3.5])
-    monkeypatch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
+    monkeypatch.setattr(run_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
     result = train("quickstart", callback=during(4, lambda: shutil.rmtree("run/best")), save="run", **SMALL)
     assert "run/best: was removed; the model of step 8 is kept there" in capsys.readouterr().err
     assert [e["kept"] for e in events("run", "evaluation")] == [True, True]
@@ -659,10 +665,9 @@ def test_a_missing_best_of_a_complete_run(monkeypatch, capsys):
     shutil.rmtree("run/best")
     train("quickstart", save="run", **SMALL)
     assert Path("run/best/model.safetensors").read_bytes() == before and "it is written again from the state" in capsys.readouterr().err
-    import shakespeare_neox.train as train_module
     scores = iter([3.0, 3.5])
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
+        patch.setattr(run_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
         train("quickstart", save="older", **SMALL)
     shutil.rmtree("older/best")
     with pytest.raises(NeoxError, match=r"older/best: is missing, the model of the best score so far \(step 4\), and the run is complete; use older/last"): train("quickstart", save="older", **SMALL)
@@ -670,11 +675,10 @@ def test_a_missing_best_of_a_complete_run(monkeypatch, capsys):
 
 def test_best_is_younger_than_the_state(monkeypatch, capsys):
     "After a kill: until the next evaluation best/ is not what the log says, then both agree, though the second try went worse"
-    import shakespeare_neox.train as train_module
     class Killed(BaseException): pass
     def kill(): raise Killed
     scores = iter([3.0, 2.0, 3.5])
-    monkeypatch.setattr(train_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
+    monkeypatch.setattr(run_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0))
     settings = {**SMALL, "train_iters": 12, "checkpoint_factor": 5, "eval_interval": 4}
     with pytest.raises(Killed): train("quickstart", callback=during(8, kill), save="run", **settings)
     assert saved_steps("run") == [5]
@@ -714,7 +718,7 @@ def test_a_config_of_somebody_else(kind, trained, capsys):
 def test_an_edited_config_of_a_run_that_saved_nothing(monkeypatch, capsys):
     "What a person wrote there is not replaced; it can be trained, though"
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "learning_rate", lambda step, c: 1e20)
+        patch.setattr(TrainConfig, "learning_rate", lambda c, step, n: 1e20)
         refuses(neox_train_main, RUN, capsys, "no state was saved yet", steps=True)
     config = Path("run/config.yml")
     config.write_text("# mine\n" + config.read_text().replace("seed: 1337", "seed: 4"))
@@ -816,13 +820,12 @@ def test_a_run_that_ended_before_its_first_state(capsys):
 
 def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
     "Nothing is made in its former place"
-    import shakespeare_neox.train as train_module
-    usual = train_module.evaluate
+    usual = run_module.evaluate
     def evaluate(run):
         if run.step == 4: os.rename("run", "moved")
         return usual(run)
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "evaluate", evaluate)
+        patch.setattr(run_module, "evaluate", evaluate)
         with pytest.raises(NeoxError, match="run: was removed, renamed or exchanged while it was trained; the run ends at step 4"):
             train("quickstart", save="run", **SMALL)
     assert not Path("run").exists()
@@ -834,7 +837,6 @@ def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
 def test_a_failing_run_cleans_up_before_it_lets_go(monkeypatch, capsys):
     "What the next run writes once the lock is free stays"
     import filelock
-    import shakespeare_neox.train as train_module
     usual, after = filelock.FileLock.release, []
     def release(self, *args, **kwargs):
         usual(self, *args, **kwargs)
@@ -844,7 +846,7 @@ def test_a_failing_run_cleans_up_before_it_lets_go(monkeypatch, capsys):
             for name in ("config.yml", "log.jsonl", ".lock"): (Path("run")/name).write_text("of the next run")
     def fails(run): raise NeoxError("the ink has dried; dip the pen")
     monkeypatch.setattr(filelock.FileLock, "release", release)
-    monkeypatch.setattr(train_module, "compile_if_it_pays", fails)
+    monkeypatch.setattr(run_module, "compile_if_it_pays", fails)
     refuses(neox_train_main, RUN, capsys, "the ink has dried")
     assert after and {p.name: p.read_text() for p in Path("run").iterdir()} == dict.fromkeys(["config.yml", "log.jsonl", ".lock"], "of the next run")
 
@@ -899,14 +901,13 @@ def test_what_the_tensor_library_refuses_to_write(name, monkeypatch, capsys):
 @pytest.mark.parametrize("kind", FULL)
 def test_full_memory_while_a_sample_is_written(kind, monkeypatch, capsys):
     "A sample is worth no run"
-    import shakespeare_neox.train as train_module
-    usual = train_module.sample
+    usual = run_module.sample
     def sample(*args, **kwargs):
         if not seen: seen.append(None); raise FULL[kind]
         return usual(*args, **kwargs)
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "sample", sample)
+        patch.setattr(run_module, "sample", sample)
         train("quickstart", save="run", **SMALL)
     assert capsys.readouterr().err.count("out of memory while a sample was written at step 4; the run goes on without it") == 1
     assert [bool(e["sample"]) for e in events("run", "evaluation")] == [False, True]
@@ -970,7 +971,7 @@ def test_sense_in_the_environment(name, value, monkeypatch):
 @pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2, 1.8, 2.4, 3.2])
 def test_interrupted_in_the_first_seconds(seconds, capsys):
     "130, no traceback, and nothing that is in the way of the next command"
-    start = "import sys; sys.argv[0] = 'neox_train'; from shakespeare_neox.base import start; print('up', flush=True); start()"
+    start = "import sys; sys.argv[0] = 'neox_train'; from shakespeare_neox.engine.base import start; print('up', flush=True); start()"
     process = subprocess.Popen([sys.executable, "-c", start, *RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout.readline() == "up\n"                  # until then, Python itself is starting
     time.sleep(seconds)
@@ -1001,9 +1002,8 @@ def test_an_empty_validation(words, part, capsys):
 def test_a_large_vocabulary_is_weighed_before_it_is_made(monkeypatch, capsys):
     "The size of the vocabulary is known only once the data are open, and counts"
     seen = []
-    monkeypatch.setattr(run_module, "device_bytes", lambda device: 4_000_000)
-    monkeypatch.setattr(run_module, "GPTNeoX", lambda config: seen.append(config))
-    from shakespeare_neox.tokenizer import train_tokenizer
+    monkeypatch.setattr(device_module, "device_bytes", lambda device: 4_000_000)
+    monkeypatch.setattr(run_module, "GPT", lambda config: seen.append(config))
     text = "".join(chr(n) for n in range(0x4E00, 0x4E00 + 20000)) + "\n"
     Path("mine.txt").write_text(text*3)
     refuses(neox_train_main, [*RUN, "data_path=mine.txt", "vocab_file=", "sample_prompt=一"], capsys, "GB of memory", steps=True)

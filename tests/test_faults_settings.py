@@ -10,11 +10,11 @@ import yaml
 from conftest import TINY, refuses, tree
 from hypothesis import given, settings as tries, strategies as st
 
-from shakespeare_neox.base import NeoxError, assets
+from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.model import ModelConfig
-from shakespeare_neox.recipe import (OWN_KEYS, TrainConfig, load_config, merge, parse_override, read_recipe, read_recipes,
+from shakespeare_neox.engine.recipe import (OWN_KEYS, TrainConfig, load_config, merge, parse_override, read_recipe, read_recipes,
                                      read_yaml, recipe_keys, sort_settings)
-from shakespeare_neox.train import neox_train_main as train
+from shakespeare_neox.engine.run import neox_train_main as train
 
 pytestmark = pytest.mark.usefixtures("here")
 MODEL = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary")
@@ -32,7 +32,7 @@ def put(name, content):
 
 def write_yaml(settings):
     "As a run writes its config.yml"
-    from shakespeare_neox.recipe import write_yaml
+    from shakespeare_neox.engine.recipe import write_yaml
     return write_yaml(settings)
 
 
@@ -65,7 +65,7 @@ def holds(line, *parts):
     (dict(fp16=dict(enabled=True, type="bfloat16"), bf16=dict(enabled=True)), "bf16"),
     (dict(fp16=dict(enabled=False), bf16=dict(enabled=True)), "bf16")], ids=str)
 def test_half_precision_of_a_block(blocks, meant):
-    from shakespeare_neox.run import pick_precision
+    from shakespeare_neox.engine.device import pick_precision
     train_settings = load_config(recipe(**blocks)).train
     assert [name for name in ("fp16", "bf16") if train_settings.wants(name)] == [meant]*bool(meant)
     if meant:
@@ -335,15 +335,15 @@ def test_another_text_on_the_command_line(words, capsys):
     assert len(said) == 1
     holds(said[0], "mine.txt gets a tokenizer of its own", "(command line)")
     assert read_recipe(Path("run/config.yml"))["vocab_file"] is None
-    from shakespeare_neox.tokenizer import load_tokenizer
+    from shakespeare_neox.engine.tokens import load_tokenizer
     tokenizer = load_tokenizer(Path("run/best"))
     assert tokenizer.decode(tokenizer.encode("(Ça brûle) — niño")) == "(Ça brûle) — niño"
 
 
 def test_a_prepared_folder_brings_its_tokenizer():
     "Where the recipe's own would be another one, and refused"
-    from shakespeare_neox.data import neox_prepare_main as prepare
-    from shakespeare_neox.tokenizer import load_tokenizer, neox_tokenizer_main as tokenizer
+    from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
+    from shakespeare_neox.engine.tokens import load_tokenizer, neox_tokenizer_main as tokenizer
     put("mine.txt", "(Ça brûle) 1603 — niño\n"*80)
     tokenizer(["mine.txt", "--out", "table"])
     prepare(["mine.txt", "--tokenizer_path", "table", "--out", "tokens"])
@@ -418,12 +418,12 @@ def test_sorting_does_not_change_merged_settings():
 
 
 def test_training_does_not_change_a_recipe():
-    from shakespeare_neox.run import make_run
+    from shakespeare_neox.engine.run import make_run
     opened = load_config(recipe(save="run", train_batch_size=4))
     opened.train.train_iters, opened.train.train_epochs = None, 1
     before = copy.deepcopy(opened)
     run = make_run(opened)
-    assert run.c.train_iters > 1 and run.c.gradient_accumulation_steps == 2
+    assert run.plan.n_steps > 1 and run.plan.passes == 2
     assert opened == before
 
 
@@ -613,7 +613,7 @@ def test_home_in_a_path(monkeypatch, here, capsys):
 
 
 def test_home_in_a_flag(monkeypatch, here):
-    from shakespeare_neox.tokenizer import neox_tokenizer_main
+    from shakespeare_neox.engine.tokens import neox_tokenizer_main
     monkeypatch.setenv("HOME", str(here/"home"))
     put("home/x.txt", "It was a dark and stormy night.\n"*200)
     neox_tokenizer_main(["~/x.txt", "--out=~/tok"])
@@ -630,7 +630,7 @@ def test_advice_for_a_sample_prompt(prompt, capsys):
 
 # the recipes that ship, and the page of keys
 
-@pytest.mark.parametrize("path", sorted(assets("configs").glob("*.yml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(assets("configs").rglob("[!.]*.yml")), ids=lambda p: p.stem)
 def test_shipped_recipe(path, capsys):
     "It opens, alone or on shakespeare_cpu and fast, and no setting of it is ignored"
     own = read_recipe(path)

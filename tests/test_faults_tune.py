@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import refuses, succeeds, tree
-from shakespeare_neox import tune as module
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.recipe import load_config
-from shakespeare_neox.tune import RateCurve, find_rate, grid, neox_tune_main, tune
+from shakespeare_neox.engine import tune as module
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.recipe import load_config
+from shakespeare_neox.engine.tune import RateCurve, find_rate, grid, neox_tune_main, tune
 
 TINY = dict(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=16, max_position_embeddings=16, train_iters=3, eval_interval=3,
             log_interval=1, sample_tokens=1, train_micro_batch_size_per_gpu=2, precision="fp32", compile="off", warmup=0.0)
@@ -56,10 +56,10 @@ def test_no_range(lowest, highest):
 def planted(monkeypatch, losses):
     "Lets the steps of a range test have these losses"
     left = iter(losses)
-    run = SimpleNamespace(model=SimpleNamespace(train=lambda: None))
-    monkeypatch.setattr(module, "make_run", lambda recipe: run)
-    monkeypatch.setattr(module, "training_settings", nullcontext)
-    monkeypatch.setattr(module, "train_step", lambda run, step, rate: (torch.tensor(next(left)), None))
+    trainer = SimpleNamespace(model=SimpleNamespace(train=lambda: None), settings=nullcontext())
+    def step(): trainer.loss = torch.tensor(next(left))
+    trainer.train_step = step
+    monkeypatch.setattr(module, "make_run", lambda recipe: SimpleNamespace(trainer=trainer))
 
 
 @pytest.mark.parametrize("losses, says", [([math.nan]*9, "became nan"), ([math.inf]*9, "became inf"), ([4.0, math.nan], "became nan"),
@@ -282,10 +282,10 @@ def test_generation_and_the_plain_loop_are_sent_to_the_device(here, monkeypatch)
     from shakespeare_neox.model import ModelConfig
     sent = Sent(monkeypatch)
     contests = benchmark.writing(here, rounds=1, n_new=3, device="cuda")
-    assert set(sent.modules) == {"GPTNeoX", "GPTNeoXForCausalLM"} and len(sent.tensors) >= 2       # the prompts of one row and of 32
+    assert set(sent.modules) == {"GPT", "GPTNeoXForCausalLM"} and len(sent.tensors) >= 2       # the prompts of one row and of 32
     assert [set(contest.figures) for contest in contests] == [{"transformers", "shakespeare_neox"}]*2
     sent.modules.clear(); sent.tensors.clear()
-    small = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=16, vocab_size=65)
+    small = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=16, vocab_size=65, pos_emb="rotary")
     assert benchmark.transformers_speed(small, batch_size=2, steps=1, device="cuda") > 0
     assert sent.modules == ["GPTNeoXForCausalLM"] and len(sent.tensors) == 6                       # a batch for each step
 
@@ -365,7 +365,7 @@ def test_one_device_reaches_every_system(here, monkeypatch):
             devices.append((name, named.get("device", "cuda" if "cuda" in given else None)))
             return result(*given, **named) if callable(result) else result
         return run
-    race = benchmark.Race([], [], {name: [] for name in benchmark.ENTRANTS})
+    race = benchmark.Race([], [], {name: [] for name in benchmark.SYSTEMS})
     monkeypatch.setattr(benchmark, "best_device", lambda: "cuda")
     for name, result in dict(nanogpt_speed=9.0, transformers_speed=9.0, our_speed=9.0, writing=[], nanogpt=([(1.0, 2.0)], 2.0), score_nanogpt=2.0,
                              ours=([(1.0, 2.0)], 2.0), machine=dict(device="cuda")).items():

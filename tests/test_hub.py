@@ -1,24 +1,25 @@
 "Checkpoints by name: fetched from a hub on loopback, opened, and continued; and what is said when the hub refuses"
+from servers import hub       # noqa: F401 (fixtures)
 import json, shutil
 
 import pytest, torch
-from servers import hub                                                         # fixture
 
-from shakespeare_neox.corpora import load_corpus
+from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.tokenizer import train_tokenizer
 
 OPEN = """
 import json, torch
 from transformers import GPTNeoXForCausalLM
-from shakespeare_neox.model import GPTNeoX, find_folder
-ours, folder = GPTNeoX.from_pretrained("owner/tiny"), find_folder("owner/tiny")
+from shakespeare_neox.model import GPT
+from shakespeare_neox.engine.checkpoints import find_folder
+ours, folder = GPT.from_pretrained("owner/tiny"), find_folder("owner/tiny")
 theirs = GPTNeoXForCausalLM.from_pretrained("owner/tiny", dtype=torch.float32).eval()
 ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
 with torch.no_grad(): a, b = ours(ids), theirs(ids).logits
 print(json.dumps(dict(files=sorted(p.name for p in folder.iterdir()), dtype=str(a.dtype), size=b.abs().max().item(), difference=(a - b).abs().max().item())))
 """
 GENERATE = "import sys; sys.argv = ['neox_generate', {name!r}, '--prompt', 'O', *'--max_new_tokens 5'.split(), *{more}]; " \
-           "from shakespeare_neox.generate import neox_generate_main; neox_generate_main()"
+           "from shakespeare_neox.engine.serve import neox_generate_main; neox_generate_main()"
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +71,10 @@ def test_datasets_by_name(hub, tmp_path):
     "hf:OWNER/NAME: every readable file, divided as the names say; a folder of it; the same refusals"
     rows = lambda *texts: "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
     hub.repos = {"datasets/owner/plays": {"README.md": b"# plays", "train.jsonl": rows("O", "Romeo"), "test.jsonl": rows("Juliet"), "old/train.jsonl": rows("Nurse"), "cover.png": b"x"}}
-    code = "from shakespeare_neox.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
+    code = "from shakespeare_neox.engine.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
     assert hub.python(code.format("hf:owner/plays")).stdout == "['train', 'valid'] 4 'Nurse\\nJuliet\\nO\\nRomeo'\n"
     assert hub.python(code.format("hf:owner/plays:old")).stdout == "[] 1 'Nurse'\n"
-    prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.data import neox_prepare_main as m; m()"
+    prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.engine.tokens import neox_prepare_main as m; m()"
     for status, words in {401: "needs a login", 404: "no such repository", 429: "asks to wait"}.items():
         hub.faults = {"datasets/owner/other": status}; hub.repos["datasets/owner/other"] = {"a.txt": b"a"}
         done = hub.python(prepare.format("hf:owner/other"))
@@ -83,7 +84,7 @@ def test_datasets_by_name(hub, tmp_path):
 def test_what_is_pushed_can_be_fetched(trained, hub, tmp_path):
     "A run is published with its card, opens again by its name, and a refusal is one line"
     shutil.copytree(trained, tmp_path/"run")
-    push = "import sys; sys.argv = ['neox_report', {!r}, '--push_to_hub', 'me/tiny']; from shakespeare_neox.report import neox_report_main as m; m()"
+    push = "import sys; sys.argv = ['neox_report', {!r}, '--push_to_hub', 'me/tiny']; from shakespeare_neox.engine.report import neox_report_main as m; m()"
     done = hub.python(push.format(str(tmp_path/"run")), HF_TOKEN="hf_any")
     assert done.returncode == 0 and done.stdout == f"{hub.url}/me/tiny\n", done.stderr
     made = hub.repos["me/tiny"]

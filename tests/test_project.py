@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT/"nbs").is_dir(), reason="no clone around")
 if (ROOT/"nbs").is_dir():
     sys.path.insert(0, str(ROOT/".ci"))
-    from notebooks import cells, faults, floors, notebooks, source
-    NOTEBOOKS, FLOORS = notebooks(ROOT), floors(ROOT)
-else: NOTEBOOKS, FLOORS = [], {}
+    from notebooks import cells, faults, modules, notebooks, source
+    NOTEBOOKS, NAMES = notebooks(ROOT), modules(ROOT)
+else: NOTEBOOKS, NAMES = [], {}
 NUMBERED = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
-MODULES = sorted(p for p in (ROOT/"shakespeare_neox").glob("*.py") if p.stem not in ("__init__", "_modidx"))
+MODULES = list(NAMES.values())
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -25,15 +25,19 @@ def ini():
 
 # recipes
 
-@pytest.mark.parametrize("path", sorted((ROOT/"configs").glob("*.yml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT/"configs").rglob("*.yml")), ids=lambda p: p.stem)
 def test_recipes(path):
-    from shakespeare_neox.recipe import MODEL_KEYS, OWN_KEYS, TRAIN_KEYS, load_config, read_recipe
+    from shakespeare_neox.engine.recipe import MODEL_KEYS, OWN_KEYS, TRAIN_KEYS, load_config, read_recipe
     neox = json.loads((ROOT/"configs/gpt_neox_keys.json").read_text())
     known = (MODEL_KEYS | TRAIN_KEYS | set(neox["ignored"]) | set(neox["refused"])) - set(OWN_KEYS) - {"padded_vocab_size"}
-    if "num_layers" not in read_recipe(path): load_config(*["shakespeare_cpu", "fast"]*("fit_to_text" not in read_recipe(path)), str(path)); return     # what gpt-neox does not know stands in files of their own
+    own = read_recipe(path)
+    if path.parent.name == "own":                           # what gpt-neox does not know
+        alone = "num_layers" in own or "fit_to_text" in own
+        load_config(*([] if alone else ["shakespeare_cpu", "fast"]), str(path))
+        return
     recipe = load_config(str(path))
     assert recipe.name == path.stem and set(recipe.settings) <= known
-    assert recipe.model_config(65).padded_vocab_size % 64 == 0
+    if recipe.model.get("make_vocab_size_divisible_by") != 1: assert recipe.model_config(65).padded_vocab_size % 64 == 0
 
 
 # notebooks
@@ -56,14 +60,6 @@ def test_links_to_this_repository():
     for path in files:
         found = re.findall(r"github\.com/([\w.-]+/" + c["repo"] + r")\b", path.read_text(encoding="utf-8"))
         assert {f"https://github.com/{name}" for name in found} <= {c["git_url"]}, path
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_modules_are_floors_without_nbdev(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        assert not any(n.split(".")[0] in ("nbdev", "execnb") for n in names), names
-        if isinstance(node, ast.ImportFrom) and node.level: assert FLOORS[node.module] < FLOORS[path.stem]
 
 
 def parameters(function):
@@ -97,11 +93,11 @@ def uncommented(text, public):
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_docments(path):
+@pytest.mark.parametrize("name", NAMES)
+def test_docments(name):
     "Every parameter of every public function, and of what makes a public class, has its own comment; functions and classes have docstrings"
-    public = importlib.import_module(f"shakespeare_neox.{path.stem}").__all__
-    assert not uncommented(path.read_text(encoding="utf-8"), public)
+    public = getattr(importlib.import_module(f"shakespeare_neox.{name}"), "__all__", [])
+    assert not uncommented(NAMES[name].read_text(encoding="utf-8"), public)
 
 
 FUNCTION = 'def f(\n    a: int, # one\n    b: str = "#", # two\n    *rest, # the others\n    key: dict = {}, # three\n    **more, # all else\n):\n    "What it does"\n'
@@ -134,6 +130,47 @@ def test_a_default_of_several_lines():
     assert uncommented('def f(\n    a=dict(\n        b=1), # one\n    c=2, # two\n):\n    "What it does"\n', ["f"]) == []
 
 
+# what modules may import
+
+PAGES = {"00_data": "data", "01_tokenizer": "tokenizer", "03_train": "train", "04_generate": "generate", "06_finetune": "finetune",
+         "engine/base": "engine.base", "engine/tokens": "engine.tokens", "engine/checkpoints": "engine.checkpoints"}
+OPENS = "class Model:\n    def from_pretrained(name):\n        from {} import opened\n        return opened(name)\n"
+ALLOWED = {"data": "import torch\nfrom .engine.base import say", "tokenizer": "from .data import windows", "generate": OPENS.format(".engine.checkpoints"),
+           "finetune": "from .engine.tokens import prepare\nfrom .train import fit", "engine.tokens": "from ..tokenizer import Tokenizer\nfrom .base import say"}
+FORBIDDEN = {
+    "the engine in a lesson": ("data", "from .engine.tokens import prepare", "data.py: line 1 imports engine.tokens: a lesson takes"),
+    "the package's name": ("data", "import os\nfrom shakespeare_neox.engine import tokens", "data.py: line 2 imports engine.tokens: a lesson"),
+    "a later lesson": ("data", "def f():\n    from .tokenizer import Tokenizer", "data.py: line 2 imports tokenizer, a later lesson"),
+    "checkpoints at the top": ("generate", "from .engine.checkpoints import opened", "generate.py: line 1 imports engine.checkpoints"),
+    "another module where a model is opened": ("generate", OPENS.format(".engine.tokens"), "generate.py: line 3 imports engine.tokens"),
+    "a late lesson in the engine": ("engine.tokens", "from ..finetune import f", "engine/tokens.py: line 1 imports finetune: the engine takes"),
+    "a lesson below the lessons": ("engine.base", "def f():\n    from ..data import windows", "engine/base.py: line 2 imports data: lessons stand on this page"),
+    "nbdev": ("engine.base", "def f():\n    import nbdev.export", "engine/base.py: line 2 imports nbdev.export"),
+    "a circle": ("engine.base", "from . import tokens", "imports itself: data -> engine.base -> engine.tokens -> tokenizer -> data"),
+}
+
+
+def package(root, texts):
+    "A small tree with the pages of `PAGES` and these modules"
+    for page, module in PAGES.items():
+        cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": f"#| default_exp {module}",
+                "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}]}
+        files = {root/f"nbs/{page}.ipynb": json.dumps({"cells": [cell]}), root/f"shakespeare_neox/{module.replace('.', '/')}.py": texts.get(module, "")}
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("fault", FORBIDDEN)
+def test_imports_against_the_rules_are_found(tmp_path, fault):
+    module, text, says = FORBIDDEN[fault]
+    package(tmp_path/"sound", ALLOWED)
+    assert faults(tmp_path/"sound") == []
+    package(tmp_path/"planted", ALLOWED | {module: text})
+    done = subprocess.run([sys.executable, ROOT/".ci/notebooks.py", tmp_path/"planted"], capture_output=True, text=True)
+    assert done.returncode == 2 and sum(says in line for line in done.stderr.splitlines()) == 1, done.stderr
+
+
 # what .ci/notebooks.py finds: the tree as it is, and one fault at a time in a copy
 
 def test_notebooks_are_fit(): assert not faults(ROOT)
@@ -162,18 +199,16 @@ def reads(text): return gives(output_type="stream", name="stdout", text=[text])
 FAULTS = {
     "not run": ("02_model", shown, lambda c: c.update(source="x = 1\nx", outputs=[]), "stores no output"),
     "failed": ("tutorials/datasets", shown, gives(output_type="error", ename="ValueError", evalue="no", traceback=[]), "failed: ValueError: no"),
-    "path": ("03_run", shown, reads("saved in /home/somebody/run"), "/home/"),
-    "path in a table": ("03_run", shown, gives(output_type="display_data", metadata={}, data={"text/html": ["<b>", "C:\\Users\\x"]}), "C:\\Users"),
+    "path": ("engine/run", shown, reads("saved in /home/somebody/run"), "/home/"),
+    "path in a table": ("engine/run", shown, gives(output_type="display_data", metadata={}, data={"text/html": ["<b>", "C:\\Users\\x"]}), "C:\\Users"),
     "callout": ("map", prose, grow("\n\n::: {.callout-note}\nRead this\n:::"), "Quarto"),
     "class": ("index", prose, grow("\n\n[a word]{.unnumbered}"), "Quarto"),
     "shortcode": ("00_data", prose, grow("\n{{< include x.qmd >}}"), "Quarto"),
     "reference": ("00_data", prose, grow(" as @fig-loss shows"), "Quarto"),
-    "merge": ("03_tune", prose, lambda c: c.update(source="`<<<<<<< HEAD`"), "merge"),
+    "merge": ("engine/tune", prose, lambda c: c.update(source="`<<<<<<< HEAD`"), "merge"),
     "option": ("04_generate", shown, lambda c: c.update(source="#| fig-cap: Loss\n" + source(c)), "fig-cap"),
-    "later page": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox.train import train\n1"), "imports train"),
-    "later module": ("01_tokenizer", shown, grow("\nfrom shakespeare_neox import run\n1"), "imports run"),
-    "changed": ("00_base", exported, grow("\n# and more"), "base.py: run nbdev_export"),
-    "new": ("00_base", exported, lambda c: c.update(id="fffffff0"), "run nbdev_export"),
+    "changed": ("engine/base", exported, grow("\n# and more"), "base.py: run nbdev_export"),
+    "new": ("engine/base", exported, lambda c: c.update(id="fffffff0"), "run nbdev_export"),
 }
 
 
@@ -188,7 +223,7 @@ def test_faults_are_found(plant, fault):
 def test_what_looks_like_a_fault(plant):
     "Code and formulas in prose, calls that may give nothing, and paths that are no one's"
     assert plant("00_data", prose, grow("\n\n`::: {.x}` and $x_{.a}$\n\n```\n::: note\n:::\n```\n"))[:2] == (0, [])
-    assert plant("03_tune", shown, reads("runs/quickstart/best"))[:2] == (0, [])
+    assert plant("engine/tune", shown, reads("runs/quickstart/best"))[:2] == (0, [])
     assert plant("02_model", lambda c: shown(c) and source(c).count("\n") > 3, lambda c: c.update(source="list.sort([1])", outputs=[]))[:2] == (0, [])
 
 
@@ -240,7 +275,7 @@ def test_readme_is_made_from_the_notebook(monkeypatch):
     readme = importlib.util.module_from_spec(spec); spec.loader.exec_module(readme)
     text, figures = readme.render(ROOT/"nbs/index.ipynb")
     assert (ROOT/"README.md").read_text(encoding="utf-8") == text, "run python .ci/readme.py"
-    stored = {p.name: p.read_bytes() for p in (ROOT/"index_files").iterdir()} if (ROOT/"index_files").exists() else {}
+    stored = {p.name: p.read_bytes() for p in (ROOT/"nbs/index_files").iterdir()} if (ROOT/"nbs/index_files").exists() else {}
     assert stored == figures
 
 
@@ -263,12 +298,35 @@ def test_version_in_one_place():
 def test_pins_satisfy_the_ranges():
     requirements = pytest.importorskip("packaging.requirements")
     from packaging.utils import canonicalize_name as name
-    lines = [line.split("#")[0].strip() for line in (ROOT/"requirements.txt").read_text().splitlines()]
-    pins = {name(line.split("==")[0]): line.split("==")[1] for line in lines if line}
-    for key in ("requirements", "datasets_requirements", "dev_requirements"):
-        for wanted in map(requirements.Requirement, ini()[key].split()):
+    pins = {}
+    for file, keys in {"requirements.txt": ["requirements"], "requirements-dev.txt": ["datasets_requirements", "dev_requirements"]}.items():
+        lines = [line.split("#")[0].strip() for line in (ROOT/file).read_text().splitlines()]
+        added = {name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+        assert not pins.keys() & added.keys()                   # each is pinned once
+        pins |= added
+        for wanted in (w for key in keys for w in map(requirements.Requirement, ini()[key].split())):
             assert wanted.specifier.contains(pins[name(wanted.name)], prereleases=True), f"{wanted}: pinned {pins[name(wanted.name)]}"
     assert pins["torch"] == "2.13.0" and "python-fasthtml" not in pins
+
+
+def test_the_first_command_installs_no_more_than_it_needs():
+    "requirements.txt is what the package's own requirements bring along, on this platform"
+    requirements = pytest.importorskip("packaging.requirements")
+    from packaging.utils import canonicalize_name as name
+    pins = {name(line.split("==")[0]) for line in (ROOT/"requirements.txt").read_text().splitlines() if "==" in line}
+    waiting = [requirements.Requirement(r) for r in ini()["requirements"].split()]
+    needed = set()
+    while waiting:
+        wanted = waiting.pop()
+        if (wanted.name, *sorted(wanted.extras)) in needed:
+            continue
+        needed.add((wanted.name, *sorted(wanted.extras)))
+        for text in importlib.metadata.requires(wanted.name) or []:
+            brought = requirements.Requirement(text)
+            if brought.marker is None or any(brought.marker.evaluate({"extra": e}) for e in ("", *wanted.extras)):
+                waiting.append(brought)
+    names = {name(first) for first, *_ in needed}
+    assert {"torch", "wandb", "transformers"} <= names and pins <= names, pins - names
 
 
 def third_party():
@@ -343,12 +401,12 @@ def test_wheel(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,), c = tmp_path.glob("*.whl"), ini()
     with zipfile.ZipFile(wheel) as z: names, read = set(z.namelist()), {n: z.read(n) for n in z.namelist()}
-    assets = {"configs": "**/*.*", "data": "*.txt", "tokenizer": "*/*.json", "model": "*/*"}
-    shipped = {f"shakespeare_neox/assets/{d}/{p.relative_to(ROOT/d).as_posix()}": p for d, pattern in assets.items() for p in (ROOT/d).glob(pattern)}
+    assets = {"configs": "**/*.*", "data": "**/*.*", "tokenizer": "*/*.json"}
+    shipped = {f"shakespeare_neox/assets/{d}/{p.relative_to(ROOT/d).as_posix()}": p for d, pattern in assets.items() for p in (ROOT/d).glob(pattern) if p != ROOT/"data/README.md"}
     assert {p.relative_to(ROOT).as_posix() for p in shipped.values()} >= {"configs/quickstart.yml", "configs/gpt_neox_keys.json", "data/sample.txt",
-        "model/shakespeare/model.safetensors", *(f"tokenizer/{t}/{file}.json" for t in ("characters", "bpe", "unigram") for file in ("tokenizer", "tokenizer_config"))}
+        "data/models/shakespeare/model.safetensors", *(f"tokenizer/{t}/{file}.json" for t in ("characters", "bpe", "unigram") for file in ("tokenizer", "tokenizer_config"))}
     assert all(read.get(n) == p.read_bytes() for n, p in shipped.items()), set(shipped) - names
-    assert {f"shakespeare_neox/{p.name}" for p in MODULES} <= names and not [n for n in names if n.startswith(("tests", "nbs"))]
+    assert {p.relative_to(ROOT).as_posix() for p in MODULES} <= names and not [n for n in names if n.startswith(("tests", "nbs"))]
     assert "shakespeare_neox/py.typed" in names and "shakespeare_neox/assets/data/corpora.json" in names
     metadata = next(v for n, v in read.items() if n.endswith("METADATA")).decode()
     assert f"Version: {c['version']}\n" in metadata and "License-Expression: Apache-2.0\n" in metadata and "Classifier: Typing :: Typed\n" in metadata
@@ -375,3 +433,18 @@ def test_links_of_the_readmes():
     "Every relative link in a Markdown file leads to a file"
     for path in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text(encoding="utf-8")): assert (path.parent/target).exists(), (path.name, target)
+
+
+def test_all_public_names():
+    "`from shakespeare_neox.all import *` gives those of every module but the benchmark; a name means one thing"
+    found = {}
+    for name in NAMES:
+        if name not in ("all", "benchmark"):
+            module = importlib.import_module(f"shakespeare_neox.{name}")
+            for public in module.__all__:
+                found.setdefault(public, {}).setdefault(id(getattr(module, public)), []).append(name)
+    assert {public: list(ways.values()) for public, ways in found.items() if len(ways) > 1} == {}
+    given = {}
+    exec("from shakespeare_neox.all import *", given)
+    assert set(found) == set(given) - {"__builtins__"}
+    assert {"load_corpus", "train_tokenizer", "GPT", "train", "generate", "open_checkpoint"} <= set(given)

@@ -8,12 +8,14 @@ import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings, strategies as st
-from shakespeare_neox.base import NeoxError
-from shakespeare_neox.corpora import Counts, load_corpus, separated, text_pieces
-from shakespeare_neox.data import TokenFile, TokenWriter, by_document, divide, eval_batches, get_batch, id_type, read_split, windows, write_header
-from shakespeare_neox.generate import batches, generate, held_back, stream
-from shakespeare_neox.tokenizer import load_tokenizer, train_tokenizer
-from shakespeare_neox.recipe import TrainConfig, learning_rate, merge, parse_override, read_yaml
+from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
+from shakespeare_neox.data import eval_batches, get_batch, read_split, windows
+from shakespeare_neox.engine.tokens import TokenFile, TokenWriter, by_document, divide, id_type, write_header
+from shakespeare_neox.engine.serve import by_length, held_back, stream
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.recipe import TrainConfig, merge, parse_override, read_yaml
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("neox")
@@ -108,12 +110,6 @@ def test_tokenizer_survives_saving(tmp_path_factory, tokenizer, text):
 SIZES = dict(n=st.integers(2, 400), T=st.integers(1, 40), B=st.integers(1, 9), seed=st.integers(0, 2**63 - 1))
 
 
-class Tokens:
-    "A text in which the id is the position"
-    def __init__(self, n): self.ids = np.arange(n, dtype=np.uint16)
-    def __len__(self): return len(self.ids)
-
-
 @given(**SIZES, epoch=st.integers(0, 5))
 def test_windows(n, T, B, seed, epoch):
     "The windows of an epoch do not overlap, fit, and leave less than two windows of text unread"
@@ -129,26 +125,48 @@ def test_batches(n, T, B, seed):
     assume(n > T)
     k = len(windows(n, T, seed, 0))
     steps = -(-2*k//B)
-    batches = [get_batch(Tokens(n), seed, i, B, T) for i in range(steps)]
+    def batch(i):
+        made = get_batch(np.arange(n), seed, i, B, T)
+        return made.x.numpy(), made.y.numpy()
+
+    batches = [batch(i) for i in range(steps)]
     assert all(x.shape == y.shape == (B, T) and x.dtype == np.int64 for x, y in batches)
     assert all((y == x + 1).all() and x.min() >= 0 and y.max() < n for x, y in batches)
     seen = np.concatenate([x[:, 0] for x, _ in batches])
     for epoch in (0, 1): assert sorted(seen[epoch*k:(epoch + 1)*k]) == sorted(windows(n, T, seed, epoch))
     windows.cache_clear()                                                     # pure: no memory of what was asked before
-    for i in reversed(range(steps)): assert all((a == b).all() for a, b in zip(get_batch(Tokens(n), seed, i, B, T), batches[i]))
+    for i in reversed(range(steps)): assert all((a == b).all() for a, b in zip(batch(i), batches[i]))
 
 
 @given(n=st.integers(1, 40), extra=st.integers(0, 5))
 def test_too_short_text(n, extra):
-    with pytest.raises(NeoxError, match="too short"): get_batch(Tokens(n), 0, 0, 1, n + extra)
+    with pytest.raises(NeoxError, match="too short"): get_batch(np.arange(n), 0, 0, 1, n + extra)
 
 
 @given(**SIZES)
 def test_eval_batches_cover_once(n, T, B, seed):
-    pairs = list(eval_batches(Tokens(n), B, T))
+    pairs = [(batch.x.numpy(), batch.y.numpy()) for batch in eval_batches(np.arange(n), B, T)]
     targets = np.concatenate([y[y >= 0] for _, y in pairs])
     assert (targets == np.arange(1, n)).all() and all(x.shape == (B, T) for x, _ in pairs)
     assert all((x[y >= 0] + 1 == y[y >= 0]).all() for x, y in pairs)
+
+
+@given(**SIZES, stride=st.integers(1, 40))
+def test_overlapping_windows_score_each_target_once(n, T, B, seed, stride):
+    "With a stride, each target counts once, and sees all of its window's tokens before it"
+    assume(stride <= T)
+    batches = list(eval_batches(np.arange(n), B, T, stride))
+    counted = [batch.y != -100 for batch in batches]
+    targets = np.concatenate([batch.y[counts].numpy() for batch, counts in zip(batches, counted)])
+    assert (targets == np.arange(1, n)).all()
+    context = np.concatenate([1 + np.nonzero(counts.numpy())[1] for counts in counted])
+    assert (context >= np.minimum(np.arange(1, n), T - stride + 1)).all()
+
+
+@pytest.mark.parametrize("stride", [0, -1, 9])
+def test_a_stride_that_leaves_gaps(stride):
+    with pytest.raises(NeoxError, match="stride of at most"):
+        next(eval_batches(np.arange(50), 2, 8, stride))
 
 
 class Stories:
@@ -232,9 +250,12 @@ MODEL = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=999, padd
 
 
 def both(tokenizer, ids, stop):
-    "The pieces of `stream` and the text of a batch, where these ids are drawn"
-    with patch("shakespeare_neox.generate.generate_ids", lambda *a, **k: ([i] for i in ids)):
-        return list(stream(MODEL, tokenizer, "M", stop)), generate(MODEL, tokenizer, ["M"], stop)[0]
+    "The pieces of `stream` where these ids are drawn, and the right text: all decoded at once, then cut"
+    with patch("shakespeare_neox.engine.serve.generate_ids", lambda *a, **k: ([i] for i in ids)):
+        pieces = list(stream(MODEL, tokenizer, "M", stop))
+    text = tokenizer.decode(ids[:ids.index(tokenizer.eot_id)] if tokenizer.eot_id in ids else ids)
+    ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+    return pieces, text[:min(ends)[1]] if ends else text
 
 
 def inside(stop): return any(s != t and s in t for s in stop for t in stop)
@@ -282,13 +303,13 @@ def test_held_back(text, stop):
         for k in range(1, len(s)): assert not text.endswith(s[:k]) or n >= k
 
 
-@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 9), st.integers(1, 4))
-def test_batches(lengths, size, stretch):
-    "Every prompt once, in full batches, sorted within each stretch, and no prompt before those of an earlier stretch"
-    found = list(batches(lengths, size, stretch)); flat = sum(found, [])
-    assert sorted(flat) == list(range(len(lengths))) and all(1 <= len(b) <= size for b in found) and len(found) == -(-len(lengths)//size)
-    for first in range(0, len(flat), stretch*size):
-        part = flat[first:first + stretch*size]
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 36))
+def test_prompts_by_length(lengths, stretch):
+    "Every prompt once, sorted within each stretch, and no prompt before those of an earlier stretch"
+    found = list(by_length([[0]*n for n in lengths], stretch)); flat = [number for number, _ in found]
+    assert sorted(flat) == list(range(len(lengths))) and all(len(ids) == lengths[number] for number, ids in found)
+    for first in range(0, len(flat), stretch):
+        part = flat[first:first + stretch]
         assert sorted(part) == list(range(first, first + len(part))) and [lengths[i] for i in part] == sorted((lengths[i] for i in part), reverse=True)
 
 
@@ -318,7 +339,7 @@ RATES = dict(style=STYLES, total=st.integers(1, 5000), warmup=st.floats(0, 1), p
 def test_schedule_equals_gpt_neox(style, total, warmup, peak, share, at):
     step, end = int(at*total), total
     assume((warmup == 0 or warmup*end >= 1) and warmup*end < end - 1e-3)
-    ours = learning_rate(step, schedule(style, total, warmup, peak, peak*share))
+    ours = schedule(style, total, warmup, peak, peak*share).learning_rate(step)
     assert math.isclose(ours, annealing_lr(step, peak, peak*share, warmup*end, end, style), rel_tol=1e-9)
 
 
@@ -328,15 +349,15 @@ def test_schedule_bounds(style, total, warmup, peak, share, at, beyond):
     "Never above the peak; after the warmup never below min_lr, and there at the end, and after it"
     assume(warmup*total == 0 or warmup*total >= 1)
     c = schedule(style, total + beyond, warmup, peak, peak*share, decay=total)
-    rates = [learning_rate(i, c) for i in sorted({0, 1, int(at*total), total, total + beyond})]
+    rates = [c.learning_rate(i) for i in sorted({0, 1, int(at*total), total, total + beyond})]
     assert 0 <= min(rates) and max(rates) <= peak*(1 + 1e-9)
-    after = [r for i, r in enumerate(map(lambda i: learning_rate(i, c), range(total + 1))) if i > warmup*total] if total <= 500 else []
+    after = [r for i, r in enumerate(map(lambda i: c.learning_rate(i), range(total + 1))) if i > warmup*total] if total <= 500 else []
     assert all(r >= peak*share*(1 - 1e-9) for r in after) and all(a >= b - 1e-12 for a, b in zip(after, after[1:]))
-    if warmup < 1 and style != "constant": assert math.isclose(learning_rate(total + beyond, c), peak*share, rel_tol=1e-6, abs_tol=1e-12)
+    if warmup < 1 and style != "constant": assert math.isclose(c.learning_rate(total + beyond), peak*share, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def test_short_warmup_stays_below_the_peak():
-    assert learning_rate(0, schedule("linear", 10, 0.01, 1e-3, 0.0)) <= 1e-3
+    assert schedule("linear", 10, 0.01, 1e-3, 0.0).learning_rate(0) <= 1e-3
 
 
 # settings

@@ -5,11 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
-from shakespeare_neox.base import NeoxError, assets
+from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.data import eval_batches
-from shakespeare_neox.model import GPTNeoX, ModelConfig, activation_function, count_parameters, sample
-from shakespeare_neox.recipe import MODEL_KEYS, TRAIN_KEYS, load_config, parse_override, read_recipe
-from shakespeare_neox.run import evaluate, loss_of, make_run
+from shakespeare_neox.model import GPT, ModelConfig, activation_function, count_parameters, sample
+from shakespeare_neox.engine.recipe import MODEL_KEYS, TRAIN_KEYS, load_config, parse_override, read_recipe
+from shakespeare_neox.engine.run import evaluate, make_run
+from shakespeare_neox.train import token_losses
 
 # The facts of gpt-neox's configs/pythia at ea7aefd (2026-05). Parameters: the table at the end of each Pythia model card for 70M to 12B;
 # for 14M and 31M, which that table leaves out, the tensors of the published checkpoints.
@@ -113,7 +114,7 @@ def test_what_would_change_the_result_is_refused(change, tmp_path):
 
 def test_reference_of_keys():
     "Every key of gpt-neox stands in one place only, with a default and a meaning; harmless values are harmless, others are refused"
-    from shakespeare_neox.recipe import sort_key
+    from shakespeare_neox.engine.recipe import sort_key
     neox = json.loads((assets("configs")/"gpt_neox_keys.json").read_text())
     refused, ignored = neox["refused"], neox["ignored"]
     assert not set(refused) & set(ignored) and not (set(refused) | set(ignored)) & (MODEL_KEYS | TRAIN_KEYS)
@@ -161,7 +162,8 @@ def test_char_level_tokenizer_means_bytes(tmp_path):
 
 def test_positions_default_to_learned(tmp_path):
     settings = pythia("70M"); del settings["pos_emb"]
-    with pytest.raises(NeoxError, match="gpt-neox's default, learned.*pos_emb: rotary"): load_config(write(tmp_path/"70M.yml", settings, False))
+    config = load_config(write(tmp_path/"70M.yml", settings, False)).model_config(TOKENIZER)
+    assert config.pos_emb == "learned" and sum(count_parameters(config).values()) == SIZES["70M"]["all"] + 2048*512
 
 
 def tiny(**settings):
@@ -175,10 +177,10 @@ def test_eval_iters_counts_batches(here):
     score = {}
     for size in (2, 4):
         run = tiny(data_path="sample", eval_iters=2, train_micro_batch_size_per_gpu=size)
-        first = [(torch.from_numpy(x), torch.from_numpy(y)) for _, (x, y) in zip(range(2), eval_batches(run.files["valid"], size, 32))]
-        with torch.no_grad(): by_hand = torch.stack([loss_of(run.model.eval(), x, y) for x, y in first]).mean().item()
+        first = [made for _, made in zip(range(2), eval_batches(run.data.files["valid"].ids, size, 32))]
+        with torch.no_grad(): by_hand = torch.stack([token_losses(run.model.eval(), made)[0].mean() for made in first]).mean().item()
         score[size] = evaluate(run)["loss"]
-        assert first[0][0].shape == (size, 32) and score[size] == pytest.approx(by_hand, rel=1e-5)
+        assert first[0].x.shape == (size, 32) and score[size] == pytest.approx(by_hand, rel=1e-5)
         assert evaluate(tiny(data_path="sample", train_micro_batch_size_per_gpu=size))["loss"] != pytest.approx(by_hand, rel=1e-5)
     assert score[2] != pytest.approx(score[4], rel=1e-5)
 
@@ -188,11 +190,11 @@ def test_eval_iters_counts_batches(here):
 def test_first_loss_and_padded_ids(padding, rows):
     "A fresh model knows nothing of padding: its loss is ln of the padded size; and even where padded ids are by far the likeliest, none is drawn"
     torch.manual_seed(0)
-    model = GPTNeoX(ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, seq_length=64, vocab_size=65, rotary_pct=0.5,
+    model = GPT(ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, seq_length=64, vocab_size=65, pos_emb="rotary", rotary_pct=0.5,
                                 no_weight_tying=True, init_method="small_init", output_layer_init_method="wang_init", **padding)).eval()
     ids = torch.randint(65, (8, 65))
     logits = model(ids[:, :-1])
     assert logits.shape[-1] == rows and abs(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) - math.log(rows)) < 0.25
-    model.embed_out.weight[65:] *= 50
+    model.head.weight[65:] *= 50
     drawn = sample(model, [1, 2, 3], 60)
     assert max(drawn) < 65 and (rows == 65 or (model(ids[:, 1:])[:, -1].argmax(-1) >= 65).float().mean() > 0.9)

@@ -6,9 +6,10 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from shakespeare_neox.base import new_folder, read_folder
-from shakespeare_neox.report import Log
-from shakespeare_neox.train import saved_steps, train
+from shakespeare_neox.engine.base import new_folder, read_folder
+from shakespeare_neox.engine.report import Log
+from shakespeare_neox.engine.run import train
+from shakespeare_neox.engine.state import saved_steps
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 TINY = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, pos_emb="rotary", hidden_dropout=0.1, attention_dropout=0.1,
@@ -16,7 +17,7 @@ TINY = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32, 
             optimizer=dict(type="Muon", params=dict(lr=0.01, adam_lr=3e-3)), average_steps=4, warmup=0.05, lr_decay_style="cosine", eval_interval=14, log_interval=1,
             checkpoint_factor=4, keep_last_n_checkpoints=2, sample_tokens=4, compile="off", seed=7)
 CHANCE = random.SystemRandom()
-NEOX = [sys.executable, "-c", "from shakespeare_neox.train import neox_train_main as m; m()"]
+NEOX = [sys.executable, "-c", "from shakespeare_neox.engine.run import neox_train_main as m; m()"]
 
 
 def outcome(folder):

@@ -1,9 +1,9 @@
 "The servers behave as the real ones do: seen by pooch and by huggingface_hub"
+from servers import files, hub       # noqa: F401 (fixtures)
 import hashlib, json, logging, os, time
 from pathlib import Path
 
 import pooch, pytest, requests
-from servers import files, hub                                                  # fixtures
 
 BODY = bytes(range(256))*80
 FAULTS = {404: requests.HTTPError, 401: requests.HTTPError, 429: requests.HTTPError, 500: requests.HTTPError, "cut": requests.exceptions.ChunkedEncodingError,

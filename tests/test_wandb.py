@@ -17,7 +17,7 @@ def offline(tmp_path_factory):
     (home/"logged.yml").write_text(yaml.safe_dump(RECIPE))
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k not in ("NETRC", "XDG_CONFIG_HOME")}
     env |= dict(HOME=str(home), USERPROFILE=str(home), NEOX_CACHE=str(home/"cache"), OMP_NUM_THREADS="1")
-    code = "from shakespeare_neox.train import neox_train_main as m; m()"
+    code = "from shakespeare_neox.engine.run import neox_train_main as m; m()"
     quiet = dict(stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180)
     done = subprocess.run([sys.executable, "-c", code, "logged.yml"], cwd=home, env=env, **quiet)
     assert done.returncode == 0, done.stderr

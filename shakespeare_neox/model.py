@@ -98,7 +98,7 @@ def forward(self: Attention,
     mask: torch.Tensor = None, # what each query may see, as `attend` takes it
     cache=None, # keeps keys and values of earlier positions
 ) -> torch.Tensor: # (B, T, C)
-    "What the other positions have to say"
+    "What each position gathers from those that it may see"
     q, k, v = self.heads(x)
     if rotary is not None:
         q, k = rotate(q, *rotary), rotate(k, *rotary)
@@ -165,7 +165,7 @@ class MLP(nn.Module):
         self.activation = activation_function(config)
 
     def forward(self, x): # (B, T, C)
-        "What the letters make of what they have read, (B, T, C)"
+        "The output of the MLP, (B, T, C)"
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         return self.down(self.activation(self.gate(x))*self.up(x))

@@ -37,7 +37,7 @@ from shakespeare_neox.engine.tokens import (
     prepare,
     write_header,
 )
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 
 PLAY = load_corpus("sample").text
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -1030,7 +1030,7 @@ def test_what_is_no_text_to_learn_from_is_one_line(text, part, kind):
 
 
 def test_unigram_pieces_that_take_long_are_said(monkeypatch, capfd):
-    import shakespeare_neox.tokenizer as module
+    import shakespeare_neox.engine.vocab as module
 
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 10_000))
     from shakespeare_neox.engine.base import say_once

@@ -28,7 +28,7 @@ from shakespeare_neox.engine.tokens import (
     load_tokenizer,
     write_header,
 )
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("neox")

@@ -31,7 +31,8 @@ from fastcore.basics import patch
 from ..data import read_split
 from .base import LARGEST_JSON, NeoxError, assets, command, new_folder
 from .corpora import Corpus, load_corpus, write_plain
-from ..tokenizer import UNIGRAM_SPLIT, Tokenizer, train_tokenizer
+from .vocab import UNIGRAM_SPLIT, CheckedTokenizer, train_tokenizer
+from ..tokenizer import Tokenizer
 
 # %% ../../nbs/engine/tokens.ipynb #c779f4a1
 from .base import read_folder, read_json, reason, say, say_once
@@ -285,7 +286,7 @@ def adopt(
     if unknown and backend.token_to_id(unknown) is not None:
         roles.setdefault("unk_token", unknown)
     lossy = lossy or kept.get("lossy") is True
-    return Tokenizer(backend, roles, kept, lossy, files)
+    return CheckedTokenizer(backend, roles, kept, lossy, files)
 
 # %% ../../nbs/engine/tokens.ipynb #70cf0025
 def check_tokenizer_file(
@@ -372,7 +373,7 @@ def load_tokenizer(
 
 # %% ../../nbs/engine/tokens.ipynb #a6542415
 @patch
-def encode_many(self: Tokenizer,
+def encode_many(self: CheckedTokenizer,
     texts: list, # each as for `encode`
     starts: list = None, # where each begins in the whole text, for the error
 ) -> list: # ids of each
@@ -394,7 +395,7 @@ def switched_on(
     return {key: value for key, value in part.items() if value is not None and value is not False}
 
 @patch(as_prop=True)
-def fingerprint(self: Tokenizer) -> str: # SHA-256
+def fingerprint(self: CheckedTokenizer) -> str: # SHA-256
     "Names all that decides the ids of a text"
     if "_fingerprint" not in vars(self):
         spec = json.loads(self.backend.to_str(), object_hook=switched_on)

@@ -48,8 +48,7 @@ class Tokenizer:
         backend, # a `tokenizers.Tokenizer`
     ):
         backend.encode_special_tokens = True    # a text that spells a special token is text
-        self.backend = backend
-        self.vocab_size = backend.get_vocab_size()
+        self.backend, self.vocab_size = backend, backend.get_vocab_size()
         self.eot_id, self.pad_id = map(backend.token_to_id, SPECIAL_TOKENS)
 
 # %% ../nbs/01_tokenizer.ipynb #603246ed

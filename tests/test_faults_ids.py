@@ -22,7 +22,7 @@ from tokenizers import (
     Tokenizer as Backend,
 )
 
-from shakespeare_neox.data import eval_batches, get_batch, read_split
+from shakespeare_neox.data import eval_batches, get_batch
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.engine.tokens import (
@@ -35,6 +35,7 @@ from shakespeare_neox.engine.tokens import (
     neox_tokenizer_main,
     preparation_key,
     prepare,
+    read_split,
     write_header,
 )
 from shakespeare_neox.engine.vocab import train_tokenizer

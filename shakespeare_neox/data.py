@@ -18,7 +18,7 @@ def window_count(
     n_tokens: int, # length of the text
     seq_length: int, # T, tokens that the model reads at once
 ) -> int: # at least 1
-    "How many windows an epoch has"
+    "How many windows fit into an epoch, behind an offset of up to T tokens"
     if seq_length < 1 or n_tokens <= seq_length:
         raise NeoxError(f"the text has {n_tokens:,} tokens, too short for one window of "
                         f"seq_length {seq_length} and its target; give more text, "

@@ -8,11 +8,6 @@ __all__ = ['SPECIAL_TOKENS', 'bpe_backend', 'character_backend', 'Tokenizer']
 # %% ../nbs/01_tokenizer.ipynb #69698184
 SPECIAL_TOKENS = ["<|endoftext|>", "<|padding|>"]
 
-# %% ../nbs/01_tokenizer.ipynb #750b3ee3
-from fastcore.basics import patch
-
-from .engine.base import NeoxError
-
 # %% ../nbs/01_tokenizer.ipynb #83b93797
 def bpe_backend(
     lines, # iterable of str, to learn the merges from
@@ -40,6 +35,11 @@ def character_backend(
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.decoder = decoders.Fuse()           # joins the characters
     return backend
+
+# %% ../nbs/01_tokenizer.ipynb #750b3ee3
+from fastcore.basics import patch
+
+from .engine.base import NeoxError
 
 # %% ../nbs/01_tokenizer.ipynb #23d14aa2
 class Tokenizer:

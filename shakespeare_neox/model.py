@@ -56,7 +56,7 @@ def rotate(
     turning, resting = x.split([size, x.shape[-1] - size], dim=-1)
     a, b = turning.chunk(2, dim=-1)
     turned = turning*cos + torch.cat([-b, a], dim=-1)*sin
-    return torch.cat([turned, resting], dim=-1)
+    return torch.cat([turned, resting], dim=-1) if resting.shape[-1] else turned
 
 # %% ../nbs/02_model.ipynb #5b1e0c10
 from .engine.attention import AttentionKernel

@@ -151,6 +151,9 @@ def test_surprise_picture(model, characters):
     assert shares[1:] == pytest.approx([0.6 * min(1, n / blind) for n in nats[1:]], abs=0.006)
     lines = shown.text.splitlines()
     assert [int(d) for d in lines[1].split()[0]] == [min(9, round(n)) for n in nats[1:7]]
+    notes = re.findall(r'title="([^"]*)"', shown.html)
+    assert "first token" in notes[0] and "nan" not in shown.html and "nan" not in shown.text
+    assert f"{math.exp(-nats[1]):.2%}" in notes[1] and show.DIGITS in lines
 
 
 def inside(html):
@@ -244,6 +247,23 @@ def test_embeddings_of_words(pairs):
     assert f"{len(shown.values)} of {pairs.vocab_size} tokens" in shown.text
 
 
+def test_labels_of_embeddings_lie_apart(characters, pairs):
+    "Also where many tokens have the same embedding"
+    for tokenizer in (characters, pairs):
+        model = random_model(vocab_size=tokenizer.vocab_size)
+        boxes_apart(show.show_embeddings(model, tokenizer).figure)
+        with torch.no_grad():
+            model.embed.weight[8:] = model.embed.weight[8]
+        boxes_apart(show.show_embeddings(model, tokenizer).figure)
+
+
+def test_labels_with_room_stay():
+    points = torch.tensor([[0.0, 0], [1.5, 0], [0.1, 0.7], [5, 5]])
+    places = show.apart(points, torch.ones(4, 2))
+    assert torch.allclose(places[[1, 3]], points[[1, 3]].double(), atol=1e-4)
+    assert not torch.allclose(places, points.double(), atol=1e-2)
+
+
 CONFIGS = [
     *FAMILIES.values(),
     dict(gpt_j_residual=True),
@@ -298,6 +318,18 @@ def test_a_drawing_can_be_read(settings, size):
     large = dict(hidden_size=48 * size, seq_length=128 * size, vocab_size=50_000)
     config = ModelConfig(**{**SIZES, **large, **settings})
     boxes_apart(show.draw_model(config).figure)
+
+
+@pytest.mark.parametrize("settings", CONFIGS, ids=str)
+def test_a_simple_drawing(settings):
+    config = random_model(**settings).config
+    drawn, whole = show.draw_model(config, simple=True), show.draw_model(config)
+    boxes_apart(drawn.figure)
+    assert drawn.values == whole.values and drawn.text != whole.text
+    written = " ".join(t.get_text() for ax in drawn.figure.axes for t in ax.texts)
+    for part in ("embed", "2 × block", "attention", "MLP", "head", f"{config.padded_vocab_size} "):
+        assert part in written and part in drawn.text
+    assert "qkv" not in written and "norm" not in written
 
 
 def luminance(color):

@@ -2,15 +2,18 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from shakespeare_neox.data import Batch
 from shakespeare_neox.engine import show
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.train import Callback, Trainer
 
 transformers = pytest.importorskip("transformers")
 VERSE = (
@@ -330,6 +333,50 @@ def test_a_simple_drawing(settings):
     for part in ("embed", "2 × block", "attention", "MLP", "head", f"{config.padded_vocab_size} "):
         assert part in written and part in drawn.text
     assert "qkv" not in written and "norm" not in written
+
+
+def test_curves():
+    curves = {"list": [3.0, 2.0], "dict": {10: 3.0, 20: 2.5}, "pair": ((1, 2), torch.ones(2))}
+    shown = show.show_curves(curves, "step", "loss", "Down", {"bigram": 2.48}, ylim=(1, 4))
+    ax = shown.figure.axes[0]
+    drawn = [tuple(map(list, line.get_data())) for line in ax.lines[:3]]
+    assert drawn == [([0, 1], [3, 2]), ([10, 20], [3, 2.5]), ([1, 2], [1, 1])]
+    assert drawn == list(shown.values.values())
+    assert list(ax.lines[3].get_ydata()) == [2.48, 2.48]
+    assert [t.get_text() for t in ax.texts] == ["bigram"] and ax.get_ylim() == (1, 4)
+    assert len({line.get_color() for line in ax.lines}) == 4
+    assert "Down" in shown.text and "dict: loss from 3 to 2.5" in shown.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_inside_a_run(characters, fails):
+    model, inside = random_model(), show.Inside()
+    ids = torch.tensor([characters.encode(VERSE)[:40]])
+    weight = model.blocks[-1].mlp.up.weight
+    seen = [weight.detach().clone()]
+
+    class Watch(Callback):
+        def step(self, trainer):
+            seen.append(weight.detach().clone())
+            if fails and trainer.step == 2:
+                raise KeyboardInterrupt
+
+    trainer = Trainer(
+        model,
+        torch.optim.SGD(model.parameters()),
+        lambda step: [Batch(ids[:, :20], ids[:, 1:21]), Batch(ids[:, 19:-1], ids[:, 20:])],
+        lambda step: 0.01,
+        n_steps=3,
+        callbacks=[inside, Watch()],
+    )
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        trainer.fit()
+    sizes, norms, updates = inside.curves.values()
+    expected = [((b - a).norm() / a.norm()).item() for a, b in zip(seen, seen[1:])]
+    assert updates == pytest.approx(expected, rel=1e-4) and min(updates) > 0
+    assert len(sizes) == len(norms) == len(updates) == (2 if fails else 3)
+    assert norms[-1] == trainer.gradient_norm
+    assert not model.blocks[-1]._forward_hooks
 
 
 def luminance(color):

@@ -79,8 +79,7 @@ def score(
     losses=token_losses, # how a batch is scored
 ) -> Score: # totals, so scores of parts can be added
     "The loss over batches, with dropout off"
-    total = Score(0.0, 0, n_bytes)
-    training = getattr(model, "training", False)
+    total, training = Score(0.0, 0, n_bytes), getattr(model, "training", False)
     if training:
         model.eval()
     try:

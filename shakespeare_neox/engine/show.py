@@ -235,6 +235,7 @@ def mean_caption(
     return (f"mean surprise {mean:.2f} nats for each token, as of a choice among "
             f"{math.exp(mean):,.1f} equally probable ones")
 
+# %% ../../nbs/engine/show.ipynb #5f0c0019
 def red_share(
     nats: float, # surprise, nan for the first token
     blind: float, # surprise of a blind guess, nats
@@ -487,10 +488,9 @@ def draw_points(
 ):
     "Tokens as points in the plane, by colour and shape of their group"
     labels = [visible(text).replace(" ", "␣") for text in texts]
-    places, span = label_places(ax, points, labels), (points.max(0) - points.min(0)).max()
-    for place, point, label, group in zip(places, points, labels, groups):
-        color, marker = GROUPS[group]
-        if math.dist(place, point) > 0.03*span:
+    places, styles = label_places(ax, points, labels), map(GROUPS.get, groups)
+    for place, point, label, (color, marker) in zip(places, points, labels, styles):
+        if math.dist(place, point) > 0.03*(points.max() - points.min()):
             ax.plot(*zip(point, place), color=color, linewidth=0.8, marker=".", markevery=[0])
         ax.scatter(*place, s=150, color=color, alpha=0.25, marker=marker, linewidths=0)
         ax.text(*place, label, ha="center", va="center", fontsize=9)
@@ -521,12 +521,11 @@ def show_embeddings(
     figure = new_figure(8, 5.2)
     ax = figure.subplots()
     draw_points(ax, points.numpy(), texts, [group_of(text, characters) for text in texts])
-    title = "Embeddings in two dimensions: which tokens lie together?"
-    title = "\n".join(filter(None, [title, left_out]))
+    title = f"Embeddings in two dimensions: which tokens lie together?\n{left_out}".strip()
     ax.set(title=title, xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
            ylabel=f"second principal component ({shares[1]:.0%})")
-    values = dict(zip(texts, map(tuple, points.tolist())))
-    return Picture(f"{title}\n{nearest_tokens(rows, texts)}", figure=figure, values=values)
+    return Picture(f"{title}\n{nearest_tokens(rows, texts)}", figure=figure,
+                   values=dict(zip(texts, map(tuple, points.tolist()))))
 
 # %% ../../nbs/engine/show.ipynb #5c2f6d7d
 COLORS = dict(embedding="#fbe3c0", attention="#cfe3f7", mlp="#d5efe3", norm="#e6e6e6",
@@ -788,7 +787,6 @@ class Inside(Callback):
         self.hook = trainer.model.blocks[-1].register_forward_hook(self.look)
 
     def look(self, block, inputs, output): # of a forward pass
-        "Notes the stream, and a weight before its update"
         self.size, self.weight = output.detach().float().std(), block.mlp.up.weight
         self.old = self.weight.detach().clone()
 
@@ -832,15 +830,14 @@ def show_rotation(
     figure, colors = new_figure(3.1*n_pairs, 3.3), import_matplotlib().colormaps["viridis"]
     for pair, ax in enumerate(figure.subplots(1, n_pairs)):
         for position, row in enumerate(turned):
-            x, y = row[[pair, pair + half]].tolist()
-            color = colors(0.8*position/len(turned))
+            (x, y), color = row[[pair, pair + half]].tolist(), colors(0.8*position/len(turned))
             style = dict(arrowstyle="-|>", color=color, linewidth=1.5)
             ax.annotate("", (x, y), (0, 0), arrowprops=style)
             far = 1.12 + 0.16*(position % 2)
             ax.text(far*x, far*y, position, ha="center", va="center", color=color)
-        ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xlabel=f"number {pair}",
-               ylabel=f"number {pair + half}",
-               title=f"pair {pair}, positions 0 to {len(turned) - 1}")
+        title = f"pair {pair}, positions 0 to {len(turned) - 1}"
+        ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", title=title,
+               xlabel=f"number {pair}", ylabel=f"number {pair + half}")
     return Picture(f"{len(turned)} positions\n{turned}", figure=figure, values=turned)
 
 # %% ../../nbs/engine/show.ipynb #5a0b0008

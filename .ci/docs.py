@@ -647,6 +647,12 @@ def build(source: Path, out: Path):
         raise SiteError(f"{app._warncount} warnings, see above")
 
 
+def add_downloads(out: Path):
+    "The deck of slides, and the article as one file; Sphinx builds once in a process"
+    subprocess.run([sys.executable, ROOT / ".ci/slides.py", out / "talk"], check=True)
+    article.main(out / "article")
+
+
 if __name__ == "__main__":
     started = time.time()
     work, out = ROOT / "_proc", ROOT / get_config().doc_path.name
@@ -656,8 +662,7 @@ if __name__ == "__main__":
         write(work / "site")
         build(work / "site", work / "html")
         (work / "html").rename(out)
-        subprocess.run([sys.executable, ROOT / ".ci/slides.py", out / "talk"], check=True)
-        article.main(out / "article")
+        add_downloads(out)
     except SiteError as e:
         sys.exit(f"docs: {e}")
     print(

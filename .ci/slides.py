@@ -87,9 +87,7 @@ def build(source: Path, out: Path):
         revealjs_static_path=[str(source / "_static")],
         revealjs_css_files=["slides.css"],
         revealjs_style_theme="white",
-        revealjs_script_plugins=[
-            {"name": "RevealNotes", "src": "revealjs/plugin/notes/notes.js"},
-        ],
+        revealjs_script_plugins=[{"name": "RevealNotes", "src": "revealjs/plugin/notes/notes.js"}],
         revealjs_script_conf=dict(
             width=1280, height=720, hash=True, slideNumber="c/t", transition="none", totalTime=600
         ),

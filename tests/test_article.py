@@ -97,7 +97,7 @@ def test_ten_minutes():
     "The seconds add up, and nobody has to speak faster than 170 words a minute"
     said = [re.findall(r"^> \*\*Say \((\d+) s\):\*\* (.+)$", slide, re.M) for slide in slides()]
     assert all(len(notes) == 1 for notes in said) and 11 <= len(said) <= 14
-    assert sum(int(seconds) for (seconds, _), in said) == 600
+    assert sum(int(seconds) for ((seconds, _),) in said) == 600
     for ((seconds, text),) in said:
         assert len(text.split()) <= int(seconds) * 170 / 60, text[:40]
 

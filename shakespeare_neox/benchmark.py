@@ -6,7 +6,7 @@
 __all__ = ['NANOGPT', 'SHAPE', 'SYSTEMS', 'neox_benchmark_main', 'Contest', 'take_turns', 'spread', 'comparison', 'best_device',
            'processor_name', 'machine', 'started', 'watch', 'copy_nanogpt', 'nanogpt', 'open_nanogpt', 'score_nanogpt',
            'ours', 'transformers_step', 'transformers_speed', 'our_speed', 'nanogpt_speed', 'model_of_the_race',
-           'trainers', 'speeds', 'each_turn', 'written_by_both', 'writers', 'check_written', 'writing', 'Race',
+           'trainers', 'each_turn', 'speeds', 'written_by_both', 'writers', 'check_written', 'writing', 'Race',
            'run_of_the_race', 'warm_up', 'last_pair', 'race', 'draw_race', 'Benchmark', 'check_results',
            'write_results', 'benchmark', 'neox_benchmark']
 
@@ -50,32 +50,32 @@ from .train import score
 # %% ../nbs/09_benchmark.ipynb #040a43e5
 @dataclass
 class Contest:
-    "One quantity, measured for several entrants in turn"
+    "One quantity, measured for several systems in turn"
     what: str # that is measured, with its unit
-    figures: dict # entrant -> one figure for each round
-    first: str # the entrant that the others are compared with
+    figures: dict # system -> one number for each round
+    first: str # the system that the others are compared with
 
     def ratios(self, name):
-        "The figures of an entrant, divided by those of the first in the same round"
+        "The numbers of a system, divided by those of the first in the same round"
         return [x/y for x, y in zip(self.figures[name], self.figures[self.first])]
 
 # %% ../nbs/09_benchmark.ipynb #cf591fda
 def take_turns(
     what: str, # that is measured, with its unit
-    entrants: dict, # name -> function of the round that measures it once
-    rounds: int = 5, # of all entrants in turn
-) -> Contest: # the first entrant is what the others are compared with
-    "Measures entrants one after another, again and again"
-    figures = {name: [] for name in entrants}
+    systems: dict, # name -> function of the round that measures it once
+    rounds: int = 5, # of all systems in turn
+) -> Contest: # the first system is what the others are compared with
+    "Measures systems one after another, again and again"
+    figures = {name: [] for name in systems}
     for turn in range(rounds):
-        for name, measure in entrants.items():
+        for name, measure in systems.items():
             figures[name].append(measure(turn))
             say(f"round {turn + 1} of {rounds}, {what}: {name} {figures[name][-1]:,.4g}")
-    return Contest(what, figures, next(iter(entrants)))
+    return Contest(what, figures, next(iter(systems)))
 
 # %% ../nbs/09_benchmark.ipynb #8d7e8d03
 def spread(
-    values: list, # figures
+    values: list, # numbers
     digits: int = 3, # that count
 ) -> str: # the middle one, and the lowest and highest
     "Median and range"
@@ -338,6 +338,13 @@ def trainers(
             our_speed, folder, compiled, steps, precision, device)
     return rivals, mine
 
+# %% ../nbs/09_benchmark.ipynb #eee6c3ae
+def each_turn(
+    systems: dict, # name -> function without arguments
+) -> dict: # name -> function of the round
+    "Measures that are the same in each round"
+    return {name: lambda turn, measure=measure: measure() for name, measure in systems.items()}
+
 # %% ../nbs/09_benchmark.ipynb #5e79d636
 def speeds(
     folder: Path, # to work in
@@ -359,12 +366,6 @@ def speeds(
             shown = {name: figures[name] for name in (rival, *mine)}
             contests.append(Contest(what, shown, rival))
     return contests
-
-def each_turn(
-    systems: dict, # name -> function without arguments
-) -> dict: # name -> function of the round
-    "Measures that are the same in each round"
-    return {name: lambda turn, measure=measure: measure() for name, measure in systems.items()}
 
 # %% ../nbs/09_benchmark.ipynb #3ae0fed4
 def written_by_both(
@@ -399,6 +400,7 @@ def writers(
     theirs.generation_config.eos_token_id = None           # neither side stops early
     return model, theirs
 
+# %% ../nbs/09_benchmark.ipynb #fad69544
 def check_written(
     written: dict, # system -> its texts, as ids
     device: str, # where they were written
@@ -459,6 +461,7 @@ def reached(self: Race,
         shares.append(min(times, default=math.inf)/seconds)
     return shares
 
+# %% ../nbs/09_benchmark.ipynb #5f531208
 @patch
 def at_their_end(self: Race,
     name: str, # of SYSTEMS

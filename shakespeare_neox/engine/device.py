@@ -153,7 +153,7 @@ def deterministic_cpu(
     former = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(deterministic)
-    deterministics.fill_uninitialized_memory = False        # nothing here reads what it did not write
+    deterministics.fill_uninitialized_memory = False
     try:
         yield
     finally:
@@ -170,6 +170,7 @@ def random_as_before():
     finally:
         restore_random(states)
 
+# %% ../../nbs/engine/device.ipynb #7bacfa0b
 class TorchSettings:
     "The global settings that training needs, in force inside `with` and no longer"
     def __init__(self,
@@ -483,6 +484,7 @@ def undivided(self: DeviceTrainer, work): # a function without arguments -> what
                         "hidden_size or num_layers, or leave average_steps out, in a new folder")
     return found
 
+# %% ../../nbs/engine/device.ipynb #1b9471db
 @patch
 def clip(self: DeviceTrainer):
     return self.undivided(self.measure)
@@ -531,15 +533,6 @@ def gradients(self: DeviceTrainer, passes: list): # the step's Batches -> its lo
 
 # %% ../../nbs/engine/device.ipynb #7a21d84b
 @patch
-def backward(self: DeviceTrainer, passes: list): # the step's Batches -> its loss, a scalar
-    "The gradient of a step, in smaller passes where memory is full"
-    loss = within_memory(lambda: self.gradients(passes))
-    while loss is None:             # outside of `except`, whose traceback holds the memory
-        self.halve(passes)
-        loss = within_memory(lambda: self.gradients(passes))
-    return loss
-
-@patch
 def halve(self: DeviceTrainer, passes: list): # the step's Batches
     "Cuts each pass into twice as many pieces"
     windows = len(passes[0].x)//self.pieces
@@ -552,3 +545,13 @@ def halve(self: DeviceTrainer, passes: list): # the step's Batches
     torch.cuda.empty_cache()
     say(f"out of memory: from here on {len(passes)*self.pieces} passes of {windows//2} windows "
         "for each step, which reads the same text")
+
+# %% ../../nbs/engine/device.ipynb #eca6174d
+@patch
+def backward(self: DeviceTrainer, passes: list): # the step's Batches -> its loss, a scalar
+    "The gradient of a step, in smaller passes where memory is full"
+    loss = within_memory(lambda: self.gradients(passes))
+    while loss is None:             # outside of `except`, whose traceback holds the memory
+        self.halve(passes)
+        loss = within_memory(lambda: self.gradients(passes))
+    return loss

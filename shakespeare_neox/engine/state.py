@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FREE', 'PASSES', 'KEPT_OR_SHOWN', 'RESTORE', 'OWN', 'WORK', 'digest_of_version', 'digest', 'Plan', 'RunData', 'Run',
            'optimizer_tensors', 'versions', 'state_folders', 'cannot_read', 'saved_steps', 'reads', 'cure',
-           'check_reads', 'kept_settings', 'changes', 'free_name', 'move_aside', 'make_room', 'name_in', 'is_there',
+           'check_reads', 'kept_settings', 'changes', 'free_name', 'move_aside', 'make_room', 'name_in', 'has_file',
            'is_foreign', 'new_try', 'diverged', 'check_tensors_finite', 'check_folder', 'one_line', 'note',
            'keep_model', 'keep_best', 'tensors_to_save', 'facts_to_save', 'drop_states', 'write_state', 'save_state',
            'DamagedState', 'Reads', 'StateFacts', 'check_state_file', 'read_facts', 'read_state', 'check_origin',
-           'check_same_settings', 'expected_tensors', 'check_names', 'tensor_fault', 'check_tensors', 'part_of',
+           'check_same_settings', 'expected_tensors', 'check_names', 'tensor_fault', 'check_tensors', 'tensors_of_part',
            'restore_optimizer', 'restore_progress', 'load_state', 'set_state_aside', 'repair_best', 'check_best',
            'resume', 'holds_work', 'is_run', 'differences', 'check_free', 'is_noted', 'work_left', 'check_states',
            'former_facts', 'write_config', 'check_without_work', 'claim_folder', 'removed_if_unused', 'held_folder']
@@ -319,7 +319,7 @@ def name_in(
     "The name of a folder within its run's"
     return path.relative_to(run.folder).as_posix()
 
-def is_there(
+def has_file(
     file: Path, # in a run's folder
 ) -> bool:
     "Whether there is such a file; an error where this user may not look"
@@ -335,7 +335,7 @@ def is_foreign(
 ) -> bool: # False where there is none
     "Whether a model in a run's folder is not one that the run wrote there"
     file = path/"model.safetensors"
-    if run.claimed is None or not is_there(file):           # in a folder of its own alone
+    if run.claimed is None or not has_file(file):           # in a folder of its own alone
         return False
     known = {run.models.get(name_in(run, path))}
     if path.name == "best":
@@ -701,7 +701,7 @@ def check_tensors(
                                f"the run has done {facts.step} steps; {advice}")
 
 # %% ../../nbs/engine/state.ipynb #bdabd78c
-def part_of(
+def tensors_of_part(
     tensors: dict, # "part|name" -> tensor
     part: str, # "model", "optimizer" or "average"
 ) -> dict: # name -> tensor
@@ -748,10 +748,10 @@ def load_state(
         raise DamagedState(f"{run.folder}/state/step_{facts.step}: lies behind the last step of "
                            f"this run, {run.plan.n_steps}; remove it")
     check_tensors(run, facts, tensors)
-    run.model.load_state_dict(part_of(tensors, "model"))
+    run.model.load_state_dict(tensors_of_part(tensors, "model"))
     if run.average:
-        run.average.mean.load_state_dict(part_of(tensors, "average"))
-    restore_optimizer(run, part_of(tensors, "optimizer"))
+        run.average.mean.load_state_dict(tensors_of_part(tensors, "average"))
+    restore_optimizer(run, tensors_of_part(tensors, "optimizer"))
     if facts.scaler and run.accelerator.scaler:
         run.accelerator.scaler.load_state_dict(facts.scaler)
     restore_progress(run, facts)
@@ -794,7 +794,7 @@ def check_best(
         return
     best = run.folder/"best"
     file = best/"model.safetensors"
-    there = is_there(file)
+    there = has_file(file)
     if there and digest(file) == run.best_sha256:
         return
     what = "is not the model of" if there else "is missing, the model of"
@@ -986,7 +986,7 @@ def removed_if_unused(
     run: Run, # about to start, which holds its folder
 ):
     "Removes what was made for a run that came to nothing"
-    folder = run.folder
+    folder, locks = run.folder, {".lock", ".lock.owner"}
     fresh = not (folder/"config.yml").exists()
     try:
         yield
@@ -995,8 +995,7 @@ def removed_if_unused(
             if run.claimed is not None:
                 for name in ("config.yml", MARK, "log.jsonl"):
                     (folder/name).unlink(missing_ok=True)
-            left = {path.name for path in folder.iterdir()} if folder.is_dir() else {".gone"}
-            if left <= {".lock", ".lock.owner"}:
+            if folder.is_dir() and {path.name for path in folder.iterdir()} <= locks:
                 with suppress(PermissionError):             # Windows keeps what is open
                     (folder/".lock").unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ONE_VALUE', 'HEAD', 'neox_tune_main', 'RateCurve', 'check_rates', 'range_test', 'find_rate', 'split_values',
            'parse_axis', 'check_axes', 'grid', 'Sweep', 'empty_row', 'sweep_table', 'as_number', 'sweep_lines',
-           'draw_sweep', 'write_sweep', 'point_name', 'told', 'settings_with', 'run_point', 'is_rate_picture',
+           'draw_sweep', 'write_sweep', 'point_name', 'failure_line', 'settings_with', 'run_point', 'is_rate_picture',
            'claim_sweep', 'held_sweep', 'run_points', 'tune', 'draw_rate', 'suggest_rate', 'neox_tune']
 
 # %% ../../nbs/engine/tune.ipynb #17d418d4
@@ -305,7 +305,7 @@ def point_name(
     return name
 
 # %% ../../nbs/engine/tune.ipynb #e2f2321f
-def told(
+def failure_line(
     error: Exception, # why a setting broke
 ) -> str: # one line, for the table
     "What went wrong, without advice"
@@ -339,7 +339,7 @@ def run_point(
     try:
         result = train_recipe(sort_settings(name, settings), shown="lines")
     except Exception as e:
-        return row | dict(error=told(e))
+        return row | dict(error=failure_line(e))
     if not math.isfinite(result.best_loss):
         return row | dict(error=f"its validation loss is {result.best_loss}")
     return row | dict(loss=result.best_loss, bits_per_byte=result.bits_per_byte,

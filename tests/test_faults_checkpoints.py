@@ -1121,7 +1121,7 @@ def test_attention_does_not_depend_on_a_global(precision):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
-        assert Attention(ModelConfig(**SIZES)).onednn is False
+        assert Attention(ModelConfig(**SIZES)).kernel.onednn is False
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -2,6 +2,7 @@
 from .engine.attention import *
 from .engine.base import *
 from .engine.checkpoints import *
+from .engine.copying import *
 from .engine.corpora import *
 from .engine.decode import *
 from .engine.device import *

@@ -1,4 +1,5 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
+from .engine.archive import *
 from .engine.attention import *
 from .engine.base import *
 from .engine.checkpoints import *

@@ -16,8 +16,8 @@ def numbered(
     source, # the same kind
 ) -> np.ndarray: # (n,) of the text and then of the source
     "A number for each symbol; equal symbols have equal numbers"
-    kinds = [isinstance(one, str) for one in (text, source)]
-    if kinds[0] != kinds[1] or not all(isinstance(one, (str, list, tuple)) for one in (text, source)):
+    kinds = [str if isinstance(one, str) else (list, tuple) for one in (text, source)]
+    if kinds[0] != kinds[1] or not isinstance(text, kinds[0]) or not isinstance(source, kinds[1]):
         raise NeoxError(f"text is a {type(text).__name__}, source a {type(source).__name__}; give "
                         "two texts, or two lists of words or ids")
     known = {}

@@ -34,6 +34,7 @@ from ..data import Batch, batch_starts, eval_batches, get_batch, windows
 from .base import (NeoxError, assets, cache_folder, command, is_main,
                                           is_ours, locked, new_folder, read_json, reason, say,
                                           write_whole)
+from .attention import use_onednn
 from .checkpoints import family_for
 from .corpora import Corpus, given_texts, load_corpus
 from .device import (LONG_RUN, DeviceTrainer, TorchSettings, check_alike,
@@ -445,7 +446,7 @@ def make_run(
     with settings:
         torch.manual_seed(c.seed)
         model = (model or GPT(config)).to(accelerator.device)
-        model.use_onednn(settings.onednn)
+        use_onednn(model, settings.onednn)
         model.checkpoint_activations = c.checkpoint_activations
         average = None
         if c.average_steps:                                 # before accelerate wraps the model

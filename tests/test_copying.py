@@ -1,4 +1,4 @@
-"Shared n-grams and copied passages, each against a reference that compares every place with every other"
+"Shared n-grams and copied passages, against a reference that compares all places with all others"
 
 import random
 

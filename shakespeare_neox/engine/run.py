@@ -51,8 +51,9 @@ from .state import (Plan, Run, RunData, check_folder, claim_folder, digest,
                                            versions)
 from .tokens import (TokenFile, load_tokenizer, preparation_key, prepare,
                                             write_header)
+from .vocab import train_tokenizer
 from ..model import GPT, flops_per_token, sample, summary
-from ..tokenizer import Tokenizer, train_tokenizer
+from ..tokenizer import Tokenizer
 from ..train import Callback, score, token_losses
 
 # %% ../../nbs/engine/run.ipynb #37f0846d

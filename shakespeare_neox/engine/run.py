@@ -431,6 +431,7 @@ def one(self: StepBatches,
     return Batch(rows[:, :-1], rows[:, 1:])
 
 # %% ../../nbs/engine/run.ipynb #e9c00021
+from .attention import use_onednn
 from .checkpoints import family_for
 from .device import DeviceTrainer, TorchSettings, check_alike, check_memory
 from .optimizers import WeightAverage, make_optimizer
@@ -531,7 +532,7 @@ def place_model(
     "A model on its device; new weights are drawn from the run's seed"
     torch.manual_seed(training.seed)
     model = (model or GPT(config)).to(device)
-    model.use_onednn(settings.onednn)
+    use_onednn(model, settings.onednn)
     model.checkpoint_activations = training.checkpoint_activations
     return model
 

@@ -1,4 +1,4 @@
-"Runs on a model and a text that were given in Python: what they train, what they call it, how they go on"
+"Runs on a model and a text given in Python: what they train, what they call it, how they go on"
 
 import copy
 import os

@@ -11,11 +11,12 @@ __all__ = ['BATCH_KEYS', 'TEXT_LISTS', 'PATHS', 'MOST_SAMPLED', 'PATTERNS', 'FIR
            'ScheduleSettings', 'CurriculumSettings', 'CurriculumBlock', 'ScheduleBlock', 'window_length', 'are_growing',
            'PrecisionSettings', 'HalfPrecision', 'BrainPrecision', 'WatchSettings', 'FileSettings', 'at_home',
            'OwnSettings', 'SettingGroups', 'TrainConfig', 'NumberLoader', 'TextDumper', 'quoted', 'write_yaml',
-           'yaml_problem', 'compose', 'YamlReader', 'read_lines', 'read_yaml', 'decoded', 'recipe_text', 'read_recipe',
-           'shipped_recipes', 'in_one_line', 'file_exists', 'recipe_hint', 'find_recipe', 'yaml_text', 'yaml_value',
-           'nested', 'parse_override', 'Settings', 'leaf_names', 'override', 'say_overrides', 'merge', 'read_recipes',
-           'sort_key', 'Recipe', 'check_size', 'source_of', 'make_recipe', 'ignored_keys', 'names_of_texts',
-           'leave_tokenizer', 'sort_settings', 'load_config', 'fit_to_text', 'field_notes', 'key_rows', 'recipe_keys']
+           'yaml_problem', 'compose', 'YamlReader', 'read_lines', 'read_yaml', 'decoded_text', 'recipe_text',
+           'read_recipe', 'shipped_recipes', 'in_one_line', 'file_exists', 'recipe_hint', 'find_recipe', 'yaml_text',
+           'yaml_value', 'nested', 'parse_override', 'Settings', 'leaf_names', 'override', 'say_overrides', 'merge',
+           'read_recipes', 'sort_key', 'Recipe', 'check_size', 'source_of', 'make_recipe', 'ignored_keys',
+           'names_of_texts', 'leave_tokenizer', 'sort_settings', 'load_config', 'fit_to_text', 'field_notes',
+           'key_rows', 'recipe_keys']
 
 # %% ../../nbs/engine/recipe.ipynb #0bd27c0f
 import copy
@@ -805,7 +806,7 @@ def read_yaml(
     return read_lines(text, where)[0]
 
 # %% ../../nbs/engine/recipe.ipynb #68b89af1
-def decoded(
+def decoded_text(
     content: bytes, # of a file
     path: Path, # of the file, for the error
 ) -> str:
@@ -836,7 +837,7 @@ def recipe_text(
         raise NeoxError(f"{path}: could not be read ({e.strerror})") from None
     if len(content) > MOST_BYTES:
         raise NeoxError(f"{path}: larger than {MOST_BYTES:,} bytes; a recipe takes a few thousand")
-    return decoded(content, path)
+    return decoded_text(content, path)
 
 # %% ../../nbs/engine/recipe.ipynb #e9a10004x
 def read_recipe(

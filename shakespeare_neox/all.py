@@ -15,6 +15,7 @@ from .engine.show import *
 from .engine.state import *
 from .engine.tokens import *
 from .engine.tune import *
+from .engine.vocab import *
 from .data import *
 from .generate import *
 from .model import *

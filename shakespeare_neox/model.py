@@ -53,10 +53,10 @@ def rotate(
 ) -> torch.Tensor: # (B, H, T, D)
     "Turns the first `rotary_size` dimensions by their position's angles"
     size = cos.shape[-1]
-    turning, resting = x.split([size, x.shape[-1] - size], dim=-1)
+    turning, rest = x.split([size, x.shape[-1] - size], dim=-1)
     a, b = turning.chunk(2, dim=-1)
     turned = turning*cos + torch.cat([-b, a], dim=-1)*sin
-    return torch.cat([turned, resting], dim=-1) if resting.shape[-1] else turned
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 # %% ../nbs/02_model.ipynb #5b1e0c10
 from .engine.attention import AttentionKernel

@@ -11,8 +11,8 @@ import torch
 from shakespeare_neox.data import Batch
 from shakespeare_neox.engine import show
 from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.vocab import train_tokenizer
 from shakespeare_neox.model import GPT, ModelConfig
-from shakespeare_neox.tokenizer import train_tokenizer
 from shakespeare_neox.train import Callback, Trainer
 
 transformers = pytest.importorskip("transformers")

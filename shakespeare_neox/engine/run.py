@@ -46,7 +46,8 @@ from ..model import GPT, ModelConfig
 from .base import cache_folder, is_ours, locked, new_folder
 from .corpora import Corpus, given_texts, load_corpus
 from .tokens import TokenFile, load_tokenizer, preparation_key, prepare
-from ..tokenizer import Tokenizer, train_tokenizer
+from .vocab import train_tokenizer
+from ..tokenizer import Tokenizer
 
 # %% ../../nbs/engine/run.ipynb #e9cfa002
 from .base import read_json, write_whole

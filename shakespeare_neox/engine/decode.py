@@ -78,7 +78,7 @@ def read_past(self: Decoder,
     self.cache.admit(rows, fresh)
 
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def admit(self: Decoder,
     prompts: dict, # number -> ids, at least one each
     seed: int = 0, # the row of prompt n draws from seed + n
@@ -104,7 +104,7 @@ def drop(self: Decoder,
 
 # %% ../../nbs/engine/decode.ipynb #5ec00011
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def next_logits(self: Decoder) -> torch.Tensor: # (B, padded_vocab_size)
     "The logits of the next id of each row"
     starts = [context_start(len(row.ids), self.window) for row in self.rows]
@@ -131,7 +131,7 @@ def seen(self: Decoder) -> torch.Tensor: # (B, known) bool
     return seen
 
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def step(self: Decoder,
     temperature: float = 1.0, # 0 always takes the most likely id
     **filters, # top_k, top_p, min_p, repetition_penalty

@@ -125,17 +125,17 @@ class BoundedStream(TextStream):
         self.shorten()
 
     def add(self,
-        new: int, # the next id
+        *new: int, # the next id, or several
     ) -> str: # what is sure now and was not before, often ""
-        "Takes an id"
-        self.run += 1
-        unsure = self.is_byte(new)             # bytes in a row are decoded together
+        "Takes ids"
+        self.run += len(new)
+        unsure = self.is_byte(new[-1])         # bytes in a row are decoded together
         if 8 < self.run < self.wait:           # still in the midst of a character
-            unsure = unsure or self.tokenizer.decode([new]).endswith("\ufffd")
+            unsure = unsure or self.tokenizer.decode(new[-1:]).endswith("\ufffd")
         if unsure:
-            self.ids.append(new)
+            self.ids.extend(new)
             return ""
-        piece = super().add(new)
+        piece = super().add(*new)
         self.wait = 2*self.run
         if not self.text.endswith("\ufffd"):
             self.run = 0
@@ -191,7 +191,8 @@ class Continuation:
     ):
         self.stream = BoundedStream(tokenizer, before)
         self.stop, self.ends, self.most = stop, ends, most
-        self.n_ids, self.text, self.held = 0, "", ""   # held: not given out yet
+        self.n_ids, self.unread = 0, []            # unread: ids that are not yet decoded
+        self.pieces, self.held = [], ""            # held: text that is not given out yet
         self.ended = most == 0
 
     def give(self,
@@ -199,8 +200,13 @@ class Continuation:
     ) -> str:
         "Gives out the beginning of what is held"
         piece, self.held = self.held[:end], self.held[end:]
-        self.text += piece
+        self.pieces.append(piece)
         return piece
+
+    @property
+    def text(self) -> str:
+        "All that was given out"
+        return "".join(self.pieces)
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0018
 @patch
@@ -217,6 +223,20 @@ def add(self: Continuation,
     if end is None:
         end = len(self.held) - held_back(self.held, self.stop)
     return self.give(end)
+
+@patch
+def collect(self: Continuation,
+    new: int, # the next id
+):
+    "Takes an id whose text nobody waits for: without stop strings it is decoded at the end"
+    if self.stop:
+        self.add(new)
+        return
+    self.n_ids += 1
+    self.unread.append(new)
+    if new in self.ends or self.n_ids == self.most:
+        self.held = self.stream.add(*self.unread)
+        self.finish()
 
 @patch
 def finish(self: Continuation) -> str:
@@ -318,10 +338,11 @@ def complete(
         if not decoder.rows:
             return
         for number, i in decoder.step(**sampling).items():
-            texts[number].add(i)
-            if texts[number].ended:
-                decoder.drop(number)
-                yield number, texts.pop(number)
+            texts[number].collect(i)
+        ended = [row.number for row in decoder.rows if texts[row.number].ended]
+        for number in reversed(ended):                 # from the last place: few rows move
+            decoder.drop(number)
+            yield number, texts.pop(number)
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0026
 def progress_line(

@@ -1,6 +1,8 @@
 """Makes the trained models that are published.
 python .ci/checkpoint.py           the one inside the package: data/models/shakespeare
-python .ci/checkpoint.py v0.1.0    the larger one beside a release: dist-model/shakespeare-large.zip, and its entry in data/models/manifest.json"""
+python .ci/checkpoint.py v0.1.0    the larger one beside a release:
+                                   dist-model/shakespeare-large.zip, and its entry in
+                                   data/models/manifest.json"""
 
 import json
 import re
@@ -31,7 +33,8 @@ RECIPES = {
 
 
 def make(name: str, folder: Path):
-    "Trains a model and stores it in fp16, with a card that says how it was made and how well it scores"
+    """Trains a model and stores it in fp16, with a card that says how it was made and how well it
+    scores"""
     recipes, settings = RECIPES[name]
     with tempfile.TemporaryDirectory() as work:
         best = train(*recipes, **settings, save=f"{work}/{name}").folder / "best"
@@ -43,7 +46,11 @@ def make(name: str, folder: Path):
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, tokenizer, torch.float16)
     (folder / MARK).unlink()  # the folder is the repository's now
-    command = f"It was made by `neox_train {' '.join([*recipes, *(f'{k}={v}' for k, v in settings.items())])}`, and stored in fp16 by `python .ci/checkpoint.py`."
+    command = (
+        "It was made by `neox_train "
+        f"{' '.join([*recipes, *(f'{k}={v}' for k, v in settings.items())])}`, and stored in "
+        "fp16 by `python .ci/checkpoint.py`."
+    )
     card = re.sub(r"## Loss\n\n.*\n\n", "", card).replace(
         f'model="{name}"', 'model="path/of/this/folder"'
     )  # no plot beside it

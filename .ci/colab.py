@@ -1,5 +1,6 @@
 """Each notebook with a badge, alone, as Colab opens it:  python .ci/colab.py [NOTEBOOK...]
-Needs an environment with the built wheel, ipykernel and nbclient; the clone gives the notebooks only."""
+Needs an environment with the built wheel, ipykernel and nbclient;
+the clone gives the notebooks only."""
 
 import os
 import re
@@ -43,7 +44,8 @@ def reason(text: str) -> str:
 
 
 def execute(path: Path) -> tuple:
-    "What is wrong with a notebook in an empty folder where `google.colab` is there, or an empty text, and the seconds that it took"
+    """What is wrong with a notebook in an empty folder where `google.colab` is there, or an empty
+    text, and the seconds that it took"""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = folder / "content"

@@ -1,4 +1,5 @@
-"Builds the documentation site from nbs/ into _docs/: python .ci/docs.py   (nbdev's processors, then Sphinx; no Quarto, no network)"
+"""Builds the documentation site from nbs/ into _docs/: python .ci/docs.py   (nbdev's processors,
+then Sphinx; no Quarto, no network)"""
 
 import ast
 import base64
@@ -64,7 +65,10 @@ QUARTO = re.compile(
 )
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 BADGE = re.compile(r"<a href=\S+><img src=\S+badge.svg\S*[^>]*></a>")
-ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M2 14 13 2l1 1L5 14z" fill="#459db9"/></svg>'  # a quill
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M2 14 13 2l1 1L5 14z" '
+    'fill="#459db9"/></svg>'
+)  # a quill
 
 
 class SiteError(Exception):
@@ -252,7 +256,8 @@ def figure_alt(source: str) -> str:
 
 
 def wide(outputs: list) -> str:
-    "The class of a figure that a phone cannot show whole: more than 700 pixels across, as its PNG header says"
+    """The class of a figure that a phone cannot show whole: more than 700 pixels across, as its PNG
+    header says"""
     pictures = [
         base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})
     ]
@@ -326,7 +331,8 @@ def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
     head = [
         f"# {meta['title']}",
         f'<div class="lead">\n\n{meta.get("description", "")}\n\n</div>',
-        f"[Open in Colab]({COLAB}/blob/{BRANCH}/{file}){{.button}} [Source]({GITHUB}/blob/{BRANCH}/{file}){{.button}}",
+        f"[Open in Colab]({COLAB}/blob/{BRANCH}/{file}){{.button}} "
+        f"[Source]({GITHUB}/blob/{BRANCH}/{file}){{.button}}",
     ]
     kernel = {
         "kernelspec": {"name": "python3", "display_name": "Python 3"},
@@ -352,16 +358,20 @@ def commands() -> str:
     "Each command and its flags, from the functions that settings.ini names"
     base = importlib.import_module(f"{LIB}.engine.base")
     parts = [
-        "# Commands\n\nThe flags of each command. A flag may be spelled with `_` or `-`; an error is one line and ends with exit code 2."
+        "# Commands\n\nThe flags of each command. A flag may be spelled with `_` or `-`; an "
+        "error is one line and ends with exit code 2."
     ]
     for script in get_config().console_scripts.split():
         name = script.partition("=")[0]
         parser = base.make_parser(
             getattr(importlib.import_module(f"{LIB}.{base.COMMANDS[name]}"), name)
         )
-        once = lambda spellings: dict.fromkeys(
-            "--" + s[2:].replace("-", "_") if s.startswith("--") else s for s in spellings
-        )
+
+        def once(spellings):
+            return dict.fromkeys(
+                "--" + s[2:].replace("-", "_") if s.startswith("--") else s for s in spellings
+            )
+
         rows = [
             (
                 ", ".join(f"`{o}`" for o in once(a.option_strings or [a.dest])),
@@ -421,7 +431,10 @@ def credits(names: list) -> str:
             if repository
             else "Courses, standards and other pages"
         ].append(row)
-    lead = "# Credits\n\nWhat this library learns from. The facts and formulas are theirs; each page that uses one says so at its place."
+    lead = (
+        "# Credits\n\nWhat this library learns from. The facts and formulas are theirs; each "
+        "page that uses one says so at its place."
+    )
     return (
         "\n\n".join(
             [
@@ -437,7 +450,8 @@ def credits(names: list) -> str:
 
 
 def home(nb, meta: dict, toctrees: str) -> tuple:
-    "The first screen out of index.ipynb: picture, commands, the table of what is proven; and the picture's bytes"
+    """The first screen out of index.ipynb: picture, commands, the table of what is proven; and the
+    picture's bytes"""
     fences = re.findall(r"^```sh\n.*?^```", written(nb), re.M | re.S)[:2]
     proven = re.search(r"^## What is proven.*?^(\|.+?)\n(?!\|)", written(nb), re.M | re.S)
     pictures = [
@@ -469,7 +483,8 @@ def home(nb, meta: dict, toctrees: str) -> tuple:
 
 </div></div>
 
-[{START}](start.ipynb){{.button}} [Train your first model]({FIRST}){{.button}} [The model](model.ipynb){{.button}}
+[{START}](start.ipynb){{.button}} [Train your first model]({FIRST}){{.button}}
+[The model](model.ipynb){{.button}}
 [Open in Colab]({COLAB}/blob/{BRANCH}/nbs/{FIRST}){{.button}} [GitHub]({GITHUB}){{.button}}
 
 <div class="proven">
@@ -535,10 +550,13 @@ def write(source: Path):
 
 def breakable(text: str) -> str:
     "HTML whose tables may break a long name in code after a mark within it"
-    name = lambda m: (
-        m[0] if m[0].startswith("--") else re.sub(r"(?<=[_/.,=(\[])(?=\w)", "<wbr/>", m[0])
-    )
-    cell = lambda m: re.sub(r'(?<=<span class="pre">)[^<]+', name, m[0])
+
+    def name(m):
+        return m[0] if m[0].startswith("--") else re.sub(r"(?<=[_/.,=(\[])(?=\w)", "<wbr/>", m[0])
+
+    def cell(m):
+        return re.sub(r'(?<=<span class="pre">)[^<]+', name, m[0])
+
     return re.sub(r"<td>.*?</td>", cell, text, flags=re.S)
 
 

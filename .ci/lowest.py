@@ -1,4 +1,5 @@
-"""The oldest releases that settings.ini allows, one a line, as pip takes them:  python .ci/lowest.py [NAME...]
+"""The oldest releases that settings.ini allows, one a line, as pip takes them:
+python .ci/lowest.py [NAME...]
 With names, only those. Needs Python alone."""
 
 import re

@@ -1,6 +1,7 @@
 """Whether the notebooks are fit to be read:  python .ci/notebooks.py [ROOT]
 Looks at how pages are stored, and at what the modules import.
-One line for each fault, with the notebook, the cell's number from 1 and its first line; exit code 2 if there is one. Needs Python alone."""
+One line for each fault, with the notebook, the cell's number from 1 and its first line;
+exit code 2 if there is one. Needs Python alone."""
 
 import ast
 import json
@@ -20,7 +21,8 @@ DIRECTIVES = {
 }  # nbdev's; `echo: false` leaves code out of the README
 PRIVATE = re.compile(r"/home/|/root/|/work/|/tmp/|/Users/|/content/|C:\\+Users|site-packages")
 QUARTO = re.compile(
-    r"^:::.*|\{\{<.*|(?<=[\])\w \"'])\{[.#][A-Za-z][^}\n]*\}|(?<![\w`])@(?:fig|tbl|sec|eq|lst)-\w+|^---\s*$(?=\n\w+:)",
+    r"^:::.*|\{\{<.*|(?<=[\])\w \"'])\{[.#][A-Za-z][^}\n]*\}"
+    r"|(?<![\w`])@(?:fig|tbl|sec|eq|lst)-\w+|^---\s*$(?=\n\w+:)",
     re.M,
 )
 SHOWS = (
@@ -97,7 +99,8 @@ def lessons(root: Path) -> list:
 
 
 def imports(file: Path, name: str) -> list:
-    "(module of this package, line, functions around it) for each import in a module; of a package's name alone, what is taken from it"
+    """(module of this package, line, functions around it) for each import in a module; of a
+    package's name alone, what is taken from it"""
     found = []
 
     def visit(node, inside):
@@ -137,7 +140,8 @@ def circle(known: dict, start: str) -> list:
 
 
 def in_imports(root: Path):
-    "(module, line, what is wrong) for each import against the rules: lessons look back, the engine at the first lessons, no circles"
+    """(module, line, what is wrong) for each import against the rules: lessons look back, the
+    engine at the first lessons, no circles"""
     order = lessons(root)
     numbers = {module: number for number, module in order}
     places = {module: place for place, (_, module) in enumerate(order)}
@@ -159,13 +163,15 @@ def in_imports(root: Path):
                     yield (
                         name,
                         line,
-                        f"imports {module}: a lesson takes {', '.join(GROUND)} and earlier lessons alone",
+                        f"imports {module}: a lesson takes {', '.join(GROUND)} and earlier "
+                        "lessons alone",
                     )
             if name in GROUND and module not in GROUND:
                 yield (
                     name,
                     line,
-                    f"imports {module}: lessons stand on this page, it takes {', '.join(GROUND)} alone",
+                    f"imports {module}: lessons stand on this page, it takes {', '.join(GROUND)} "
+                    "alone",
                 )
             if name in places and module in places and places[module] >= places[name]:
                 yield name, line, f"imports {module}, a later lesson"
@@ -235,7 +241,10 @@ def in_prose(cell):
         flags=re.M | re.S,
     )
     if found := QUARTO.search(text):
-        yield f"holds Quarto's syntax ({found.group().strip()[:40]}), which GitHub and Colab show as it is"
+        yield (
+            f"holds Quarto's syntax ({found.group().strip()[:40]}), which GitHub and Colab show "
+            "as it is"
+        )
 
 
 def relative(name: str, text: str) -> str:

@@ -1,4 +1,5 @@
-"Fixtures of all tests: a folder to work in, a tiny trained run, and how a command refuses bad input"
+"""Fixtures of all tests: a folder to work in, a tiny trained run, and how a command refuses bad
+input"""
 
 import faulthandler
 import os
@@ -93,7 +94,8 @@ def trained(tmp_path_factory):
 
 
 def tree(folder):
-    "Every file under a folder, with its content and time of change; locks do not count, some releases of filelock write them anew"
+    """Every file under a folder, with its content and time of change; locks do not count, some
+    releases of filelock write them anew"""
     found = [p for p in sorted(Path(folder).rglob("*")) if p.name != ".lock"]
     return {
         str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) if p.is_file() else None
@@ -109,7 +111,8 @@ def succeeds(main, argv, capsys):
 
 
 def refuses(main, argv, capsys, *parts, steps=False):
-    "Asserts that a command ends with code 2 and one line that holds `parts`; `steps`: a run's own lines may come before it"
+    """Asserts that a command ends with code 2 and one line that holds `parts`; `steps`: a run's own
+    lines may come before it"""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main([str(word) for word in argv])

@@ -25,7 +25,8 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def running(handler, **state):
-    "A server on a free port; `state` becomes its attributes, and `requests` lists what it was asked"
+    """A server on a free port; `state` becomes its attributes, and `requests` lists what it was
+    asked"""
     with Server(("127.0.0.1", 0), handler) as server:
         vars(server).update(
             state,
@@ -73,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class FileHandler(Handler):
-    "server.files: {path: bytes}; server.faults: {path: a status, a path to redirect to, or a word: silent, stalled, cut, wrong, slow}"
+    """server.files: {path: bytes}; server.faults: {path: a status, a path to redirect to, or a
+    word: silent, stalled, cut, wrong, slow}"""
 
     def route(self):
         fault = self.server.faults.get(self.path) or (
@@ -117,9 +119,11 @@ ERRORS = {
 
 
 class HubHandler(Handler):
-    """server.repos: {"owner/name" or "datasets/owner/name": {path: bytes}}; server.faults: {repository, or repository/path: a status}
+    """server.repos: {"owner/name" or "datasets/owner/name": {path: bytes}}
+    server.faults: {repository, or repository/path: a status}
 
-    To whom no token is shown, the hub answers 401 for a name that it does not know. 403 is a gated repository whose terms were not accepted.
+    Without a token, the hub answers 401 for a name that it does not know.
+    403 is a gated repository whose terms were not accepted.
     """
 
     def route(self):
@@ -199,9 +203,11 @@ class HubHandler(Handler):
         )
 
     def preupload(self, path):
-        mode = lambda file: (
-            "lfs" if b"\0" in base64.b64decode(file["sample"]) else "regular"
-        )  # what is not text goes the way of large files
+        def mode(file):
+            return (
+                "lfs" if b"\0" in base64.b64decode(file["sample"]) else "regular"
+            )  # what is not text goes the way of large files
+
         self.answer(
             body=dict(
                 files=[
@@ -212,9 +218,11 @@ class HubHandler(Handler):
         )
 
     def lfs(self, path):
-        links = lambda oid: {
-            action: dict(href=f"{self.server.url}/lfs/{oid}") for action in ("upload", "verify")
-        }
+        def links(oid):
+            return {
+                action: dict(href=f"{self.server.url}/lfs/{oid}") for action in ("upload", "verify")
+            }
+
         self.answer(
             body=dict(
                 transfer="basic",
@@ -249,7 +257,8 @@ def digest(body):
 
 
 def hub_environment(url, home):
-    "The environment of a process that takes `url` for the hub: huggingface_hub reads it when it is imported"
+    """The environment of a process that takes `url` for the hub: huggingface_hub reads it when it
+    is imported"""
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
     }
@@ -266,7 +275,8 @@ def hub_environment(url, home):
 
 @pytest.fixture
 def hub(tmp_path):
-    "A hub: set .repos and .faults, read .url and .requests; .env is for a child process, .python runs one"
+    """A hub: set .repos and .faults, read .url and .requests; .env is for a child process, .python
+    runs one"""
     with running(HubHandler, repos={}, large={}) as server:
         server.env = hub_environment(server.url, tmp_path / "hub_home")
         server.python = lambda code, **env: subprocess.run(

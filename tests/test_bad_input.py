@@ -275,40 +275,74 @@ def test_recipe_name(words, parts, capsys):
 
 
 SETTINGS = """
-    hidden_sise=5               hidden_sise unknown hidden_size     | num_layer=5                 unknown num_layers
-    n_layer=3                   n_layer num_layers                  | n_head=3                    n_head num_attention_heads
-    n_embd=64                   n_embd hidden_size                  | block_size=64               block_size seq_length
-    max_iters=10                max_iters train_iters               | batch_size=4                train_micro_batch_size_per_gpu
-    learning_rate=1             optimizer.params.lr                 | lr=1                        optimizer.params.lr
-    dropout=0.1                 dropout hidden_dropout              | grad_clip=1                 gradient_clipping
-    pipe_parallel_size=2        pipe_parallel_size cannot           | use_qk_layernorm=true       use_qk_layernorm cannot
-    num_layers=x                num_layers 'x' int                  | num_layers=0                num_layers 0
-    num_layers=2.5              num_layers 2.5 int                  | num_layers.x=3              num_layers
-    num_layers=[1               num_layers YAML                     | num_layers=                 num_layers None
-    hidden_size=33              33 divisible num_attention_heads    | hidden_size=true            hidden_size True
-    hidden_size=-32             hidden_size -32                     | num_attention_heads=0       num_attention_heads 0
-    rotary_pct=0.2              rotary_pct 3 even                   | rotary_pct=0                rotary_pct even
-    rotary_pct=2                rotary_pct 2.0                      | rotary_pct=.nan             rotary_pct nan
-    pos_emb=alibi               pos_emb alibi                       | norm=layernrm               norm nearest layernorm
-    activation=gelou            activation nearest gelu             | init_method=smal_init       nearest small_init
-    hidden_dropout=1.5          hidden_dropout 1.5                  | attention_dropout=-1        attention_dropout
-    intermediate_size=-2        intermediate_size -2                | padded_vocab_size=5         padded_vocab_size 5
-    max_position_embeddings=8   max_position_embeddings seq_length  | use_bias_in_mlp=1           use_bias_in_mlp bool
-    train_iters=0               train_iters 0                       | train_iters=many            train_iters 'many'
-    train_micro_batch_size_per_gpu=0 train_micro_batch_size_per_gpu | gradient_accumulation_steps=0 gradient_accumulation_steps
-    eval_interval=0             eval_interval 0                     | log_interval=-1             log_interval -1
-    warmup=3                    warmup 3.0                          | warmup=.nan                 warmup nan
-    weight_decay=x              weight_decay 'x'                    | seed=abc                    seed 'abc'
-    precision=bf16              precision nearest bfloat16          | fp16=true                   fp16 dict
-    lr_decay_style=cosin        nearest cosine                      | deterministic=3             deterministic bool
-    optimizer=5                 optimizer dict                      | optimizer.type=adan         optimizer.type nearest adam
-    optimizer.params.lr=-1      optimizer.params.lr -1              | optimizer.params.lr=fast    optimizer.params.lr 'fast'
-    optimizer.params.beta=1     optimizer.params nearest betas      | split=a,b                   split 'a,b'
-    split=100,0                 split validation                    | split=5                     split='5' shares
-    vocab_file=5                5 tokenizer                           | vocab_file=nowhere.json     nowhere.json tokenizer
-    data_path=                  data_path                           | train_data_paths=[sample]   valid_data_paths
-    tokenizer_type=HFTokeniser  nearest HFTokenizer                 | load=elsewhere              load elsewhere
-    compile=maybe               compile maybe                       | save.x=3                    save dict str
+    hidden_sise=5               hidden_sise unknown hidden_size
+    num_layer=5                 unknown num_layers
+    n_layer=3                   n_layer num_layers
+    n_head=3                    n_head num_attention_heads
+    n_embd=64                   n_embd hidden_size
+    block_size=64               block_size seq_length
+    max_iters=10                max_iters train_iters
+    batch_size=4                train_micro_batch_size_per_gpu
+    learning_rate=1             optimizer.params.lr
+    lr=1                        optimizer.params.lr
+    dropout=0.1                 dropout hidden_dropout
+    grad_clip=1                 gradient_clipping
+    pipe_parallel_size=2        pipe_parallel_size cannot
+    use_qk_layernorm=true       use_qk_layernorm cannot
+    num_layers=x                num_layers 'x' int
+    num_layers=0                num_layers 0
+    num_layers=2.5              num_layers 2.5 int
+    num_layers.x=3              num_layers
+    num_layers=[1               num_layers YAML
+    num_layers=                 num_layers None
+    hidden_size=33              33 divisible num_attention_heads
+    hidden_size=true            hidden_size True
+    hidden_size=-32             hidden_size -32
+    num_attention_heads=0       num_attention_heads 0
+    rotary_pct=0.2              rotary_pct 3 even
+    rotary_pct=0                rotary_pct even
+    rotary_pct=2                rotary_pct 2.0
+    rotary_pct=.nan             rotary_pct nan
+    pos_emb=alibi               pos_emb alibi
+    norm=layernrm               norm nearest layernorm
+    activation=gelou            activation nearest gelu
+    init_method=smal_init       nearest small_init
+    hidden_dropout=1.5          hidden_dropout 1.5
+    attention_dropout=-1        attention_dropout
+    intermediate_size=-2        intermediate_size -2
+    padded_vocab_size=5         padded_vocab_size 5
+    max_position_embeddings=8   max_position_embeddings seq_length
+    use_bias_in_mlp=1           use_bias_in_mlp bool
+    train_iters=0               train_iters 0
+    train_iters=many            train_iters 'many'
+    train_micro_batch_size_per_gpu=0 train_micro_batch_size_per_gpu
+    gradient_accumulation_steps=0 gradient_accumulation_steps
+    eval_interval=0             eval_interval 0
+    log_interval=-1             log_interval -1
+    warmup=3                    warmup 3.0
+    warmup=.nan                 warmup nan
+    weight_decay=x              weight_decay 'x'
+    seed=abc                    seed 'abc'
+    precision=bf16              precision nearest bfloat16
+    fp16=true                   fp16 dict
+    lr_decay_style=cosin        nearest cosine
+    deterministic=3             deterministic bool
+    optimizer=5                 optimizer dict
+    optimizer.type=adan         optimizer.type nearest adam
+    optimizer.params.lr=-1      optimizer.params.lr -1
+    optimizer.params.lr=fast    optimizer.params.lr 'fast'
+    optimizer.params.beta=1     optimizer.params nearest betas
+    split=a,b                   split 'a,b'
+    split=100,0                 split validation
+    split=5                     split='5' shares
+    vocab_file=5                5 tokenizer
+    vocab_file=nowhere.json     nowhere.json tokenizer
+    data_path=                  data_path
+    train_data_paths=[sample]   valid_data_paths
+    tokenizer_type=HFTokeniser  nearest HFTokenizer
+    load=elsewhere              load elsewhere
+    compile=maybe               compile maybe
+    save.x=3                    save dict str
 """
 
 
@@ -326,22 +360,38 @@ def test_setting(case, capsys):
 
 
 OUT_OF_RANGE = """
-    weight_decay=-1             weight_decay -1.0 0 or more         | weight_decay=.nan           weight_decay .nan finite
-    gradient_clipping=-1        gradient_clipping -1.0 0 or more    | eval_iters=-1               eval_iters -1 below 1
-    checkpoint_factor=-3        checkpoint_factor -3 below 1        | lr_decay_iters=-5           lr_decay_iters -5 below 1
-    min_lr=-1                   min_lr -1.0 0 or more               | sample_tokens=-5            sample_tokens -5 100,000
-    seed=99999999999999999999999 seed 64 bits                       | seed=4294967296             seed 4294967296 2**31
-    rotary_emb_base=0           rotary_emb_base 0 above             | layernorm_epsilon=-1        layernorm_epsilon -1.0 above
-    init_method_std=-1          init_method_std -1.0 above          | make_vocab_size_divisible_by=-5 make_vocab_size_divisible_by -5
-    sample_prompt=              sample_prompt empty                 | sample_prompt=ü             sample_prompt 'ü'
-    optimizer.params=3          optimizer.params 3 dict             | optimizer.params.lr=.nan    optimizer.params.lr .nan finite
-    optimizer.params.lr=.inf    optimizer.params.lr .inf finite     | optimizer.params.lr=true    optimizer.params.lr True positive
-    optimizer.params.betas=2    optimizer.params.betas 2 two        | optimizer.params.betas=[0.9] optimizer.params.betas [0.9] two
-    optimizer.params.betas=[2,3] optimizer.params.betas below 1     | optimizer.params.betas=[a,b] optimizer.params.betas 'a' below 1
-    optimizer.params.eps=-1     optimizer.params.eps -1 positive    | optimizer.params.eps=x      optimizer.params.eps 'x' positive
-    split=nan,1                 split nan,1                         | attention_config=5          attention_config 5 cannot
-    fp16.enabled=maybe          fp16.enabled 'maybe' bool           | optimizer.type=3            optimizer.type 3 str
-    keep_last_n_checkpoints=-1  keep_last_n_checkpoints -1 below 1  | train_iters=3000000000      train_iters 3000000000 2**31
+    weight_decay=-1             weight_decay -1.0 0 or more
+    weight_decay=.nan           weight_decay .nan finite
+    gradient_clipping=-1        gradient_clipping -1.0 0 or more
+    eval_iters=-1               eval_iters -1 below 1
+    checkpoint_factor=-3        checkpoint_factor -3 below 1
+    lr_decay_iters=-5           lr_decay_iters -5 below 1
+    min_lr=-1                   min_lr -1.0 0 or more
+    sample_tokens=-5            sample_tokens -5 100,000
+    seed=99999999999999999999999 seed 64 bits
+    seed=4294967296             seed 4294967296 2**31
+    rotary_emb_base=0           rotary_emb_base 0 above
+    layernorm_epsilon=-1        layernorm_epsilon -1.0 above
+    init_method_std=-1          init_method_std -1.0 above
+    make_vocab_size_divisible_by=-5 make_vocab_size_divisible_by -5
+    sample_prompt=              sample_prompt empty
+    sample_prompt=ü             sample_prompt 'ü'
+    optimizer.params=3          optimizer.params 3 dict
+    optimizer.params.lr=.nan    optimizer.params.lr .nan finite
+    optimizer.params.lr=.inf    optimizer.params.lr .inf finite
+    optimizer.params.lr=true    optimizer.params.lr True positive
+    optimizer.params.betas=2    optimizer.params.betas 2 two
+    optimizer.params.betas=[0.9] optimizer.params.betas [0.9] two
+    optimizer.params.betas=[2,3] optimizer.params.betas below 1
+    optimizer.params.betas=[a,b] optimizer.params.betas 'a' below 1
+    optimizer.params.eps=-1     optimizer.params.eps -1 positive
+    optimizer.params.eps=x      optimizer.params.eps 'x' positive
+    split=nan,1                 split nan,1
+    attention_config=5          attention_config 5 cannot
+    fp16.enabled=maybe          fp16.enabled 'maybe' bool
+    optimizer.type=3            optimizer.type 3 str
+    keep_last_n_checkpoints=-1  keep_last_n_checkpoints -1 below 1
+    train_iters=3000000000      train_iters 3000000000 2**31
 """
 
 
@@ -706,7 +756,10 @@ def test_loss_that_turns_nan(monkeypatch, capsys):
 @pytest.fixture
 def disk(here):
     "A folder on a disk of its own, and a function that sets the disk's size"
-    mount = lambda *args: subprocess.run(["mount", *args], capture_output=True).returncode == 0
+
+    def mount(*args):
+        return subprocess.run(["mount", *args], capture_output=True).returncode == 0
+
     Path("disk").mkdir()
     if (
         sys.platform != "linux"
@@ -773,7 +826,8 @@ def test_full_disk_while_training(disk, capsys):
 
 @contextmanager
 def full(monkeypatch, name):
-    "Every file whose name holds `name` is cut off by a full disk; in the end at least one must have been"
+    """Every file whose name holds `name` is cut off by a full disk; in the end at least one must
+    have been"""
     opened, cut, open_file, force = {}, [], os.open, os.fsync
 
     def noted_open(path, *args, **kwargs):

@@ -1,4 +1,5 @@
-"The model that comes with the package: opened by transformers, as good as its card says, and heard without a network"
+"""The model that comes with the package: opened by transformers, as good as its card says, and
+heard without a network"""
 
 import os
 import re
@@ -58,7 +59,8 @@ def test_as_good_as_its_card_says():
 def test_speaks_without_a_network(tmp_path):
     "In a process that may not open a connection, in an empty folder"
     (tmp_path / "sitecustomize.py").write_text(
-        "import socket\ndef no(*args): raise OSError('no network')\nsocket.socket.connect = socket.create_connection = no\n"
+        "import socket\ndef no(*args): raise OSError('no network')\nsocket.socket.connect = "
+        "socket.create_connection = no\n"
     )
     env = {
         **os.environ,

@@ -35,7 +35,10 @@ PROMPT = "MARIAN:\n"
 
 def launch(name, *words, **kwargs):
     "Runs a command as the console script does"
-    code = f"import sys; sys.argv[0] = {name!r}; from shakespeare_neox.{COMMANDS[name]} import {name}_main; {name}_main()"
+    code = (
+        f"import sys; sys.argv[0] = {name!r}; from shakespeare_neox.{COMMANDS[name]} import "
+        f"{name}_main; {name}_main()"
+    )
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],
         capture_output=True,
@@ -87,7 +90,8 @@ def test_from_text_to_verse():
     out, err = run("neox_generate", "--prompt", "Fool ☃:\\n", "--max_new_tokens", "20")
     assert out.startswith("Fool ☃:\n") and len(out) > 12
     assert re.fullmatch(
-        rf"{re.escape(str(Path('runs/quickstart/best')))} writes \(step \d+, validation loss \d\.\d+\), the newest run\n",
+        rf"{re.escape(str(Path('runs/quickstart/best')))} writes "
+        r"\(step \d+, validation loss \d\.\d+\), the newest run\n",
         err,
     )
 
@@ -341,11 +345,16 @@ def test_help_is_quick():
 
 def test_imports():
     python(
-        "import sys, shakespeare_neox; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+        "import sys, shakespeare_neox; assert not {'torch', 'transformers', 'numpy'} & "
+        "set(sys.modules)"
     )
-    slow = "{'transformers', 'wandb', 'datasets', 'accelerate', 'matplotlib', 'pooch', 'tokenizers', 'nbdev'}"
+    slow = (
+        "{'transformers', 'wandb', 'datasets', 'accelerate', 'matplotlib', 'pooch', "
+        "'tokenizers', 'nbdev'}"
+    )
     python(
-        f"import sys, shakespeare_neox.engine.serve, shakespeare_neox.engine.state; late = {slow} & set(sys.modules); assert not late, late"
+        "import sys, shakespeare_neox.engine.serve, shakespeare_neox.engine.state; late = "
+        f"{slow} & set(sys.modules); assert not late, late"
     )
     sources = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
     assert (

@@ -1,4 +1,5 @@
-"Corpora as a person names them: known names, files of every kind, damaged ones, streams larger than memory, plain output"
+"""Corpora as a person names them: known names, files of every kind, damaged ones, streams larger
+than memory, plain output"""
 
 import gzip
 import json
@@ -170,7 +171,10 @@ def test_download(fault, words, files, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("NEOX_DATA", raising=False)
     monkeypatch.setenv("NEOX_CACHE", str(tmp_path / "cache"))
     files.files, files.faults = {"/input.txt": body, "/other": body}, {"/input.txt": fault}
-    kept = lambda: [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+    def kept():
+        return [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
     if words:
         refuses(
             prepare,
@@ -394,17 +398,17 @@ def test_workers_give_the_same_file():
 
 
 def test_killed_while_preparing():
-    "SIGKILL at any instant of the writing leaves the former folder, never a half one, and nothing in the way of the next"
+    """SIGKILL at any instant of the writing leaves the former folder, never a half one, and nothing
+    in the way of the next"""
     Path("a.txt").write_text(load_corpus("sample").text * 60)
     assert launch("sample", "--out", "out").wait() == 0
     former = tree("out")
     for share in (0.0, 0.2, 0.5, 0.8):  # of the ids that are written
         process = launch("a.txt", "--out", "out", "--replace")
 
-        def written():
+        def written(pid=process.pid):
             return max(
-                (p.stat().st_size for p in Path(".").glob(f".out.{process.pid}-*/train.bin")),
-                default=-1,
+                (p.stat().st_size for p in Path(".").glob(f".out.{pid}-*/train.bin")), default=-1
             )
 
         start = time.monotonic()
@@ -419,11 +423,16 @@ def test_killed_while_preparing():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text():
-    "From 10 to 200 MB of text, as one line, anonymous memory grows by at most 50 MB; ids equal those of the whole, where that fits"
+    """From 10 to 200 MB of text, as one line, anonymous memory grows by at most 50 MB; ids equal
+    those of the whole, where that fits"""
     script = (
-        "import sys, threading, time\nfrom shakespeare_neox.engine.tokens import neox_prepare_main\npeak, going = 0, True\n"
-        "def watch():\n    global peak\n    while going:\n        peak = max(peak, next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))); time.sleep(.01)\n"
-        "t = threading.Thread(target=watch, daemon=True); t.start()\nneox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)"
+        "import sys, threading, time\nfrom shakespeare_neox.engine.tokens import "
+        "neox_prepare_main\npeak, going = 0, True\n"
+        "def watch():\n    global peak\n    while going:\n        peak = max(peak, "
+        "next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))); "
+        "time.sleep(.01)\n"
+        "t = threading.Thread(target=watch, daemon=True); t.start()\n"
+        "neox_prepare_main(sys.argv[1:]); going = False; t.join(); print(peak, file=sys.stderr)"
     )
     if not Path("/proc/self/status").exists():
         pytest.skip("needs Linux")
@@ -552,7 +561,7 @@ def test_train_epochs(capsys):
     steps = -(-2 * n // 512)
     assert (
         sorted(os.listdir("run/epochs")) == ["epoch_1", "epoch_2"]
-        and [json.loads(l)["step"] for l in open("run/log.jsonl")][-1] == steps
+        and [json.loads(line)["step"] for line in open("run/log.jsonl")][-1] == steps
     )
 
 

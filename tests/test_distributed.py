@@ -1,4 +1,5 @@
-"Several processes train the same model as one: started by torchrun and by accelerate, on one machine and on two, stopped, killed and gone on with."
+"""Several processes train the same model as one: started by torchrun and by accelerate, on one
+machine and on two, stopped, killed and gone on with."""
 
 import json
 import os
@@ -51,15 +52,18 @@ HALF, WHOLE = (
     dict(train_micro_batch_size_per_gpu=8, gradient_accumulation_steps=2),
 )
 WORKER = """
-"neox_train in double precision; SAME_BATCH: a mistake on purpose, both processes read the same windows; SLOW: time to stop it"
+# neox_train in double precision. SAME_BATCH: a mistake on purpose, both processes read the same
+# windows; SLOW: time to stop it
 import os, time, torch
 torch.set_default_dtype(torch.float64)
 from shakespeare_neox.engine import run
 from shakespeare_neox.engine.run import neox_train_main
 if os.environ.get("SAME_BATCH"):
-    real = run.get_batch; run.get_batch = lambda tokens, seed, i, *sizes: real(tokens, seed, i//2, *sizes)
+    real = run.get_batch
+    run.get_batch = lambda tokens, seed, i, *sizes: real(tokens, seed, i//2, *sizes)
 if os.environ.get("SLOW"):
-    fast = run.get_batch; run.get_batch = lambda *args: time.sleep(0.05) or fast(*args)
+    fast = run.get_batch
+    run.get_batch = lambda *args: time.sleep(0.05) or fast(*args)
 neox_train_main()
 """
 
@@ -213,7 +217,7 @@ def test_two_equal_one(home, one, pair):
 
 
 def test_only_the_first_speaks_and_writes(home, pair):
-    lines = [l for l in pair.text().splitlines() if l.startswith(("step ", "pair: "))]
+    lines = [line for line in pair.text().splitlines() if line.startswith(("step ", "pair: "))]
     assert len(lines) == len(set(lines)) == 20 + 2 + 1 and pair.out == f"{home / 'pair' / 'best'}\n"
     assert {
         p.name
@@ -260,7 +264,8 @@ def test_the_installed_command(home):
 def machines(home, launchers, folder):
     "Starts the same run once for each machine, and waits"
     both = [
-        Started(home, l, "worker.py", "tiny.yml", "--checkpoint_dir", folder) for l in launchers
+        Started(home, launcher, "worker.py", "tiny.yml", "--checkpoint_dir", folder)
+        for launcher in launchers
     ]
     return [s.complete() for s in both]
 
@@ -321,7 +326,8 @@ def test_compiled(home, one):
 
 @pytest.mark.slow
 def test_dropout_masks_differ(home, monkeypatch):
-    "Two processes with the same windows and dropout: with one seed for both they would be one process"
+    """Two processes with the same windows and dropout: with one seed for both they would be one
+    process"""
     Started(
         home,
         two(),
@@ -367,7 +373,8 @@ def goes_on(home, name, reference, *words):
 
 
 def dies(home, name, rank, *words):
-    "One process is killed: the others end within a minute, with its reason, and nothing is half-written"
+    """One process is killed: the others end within a minute, with its reason, and nothing is half-
+    written"""
     started = Started(
         home, two(), "worker.py", "tiny.yml", *words, "--checkpoint_dir", home / name, SLOW="1"
     ).reach(11)
@@ -414,8 +421,12 @@ def test_an_error_in_one_process(home):
     (home / "bad.py").write_text(
         WORKER.replace(
             "neox_train_main()",
-            "from shakespeare_neox.engine.base import NeoxError\nfrom shakespeare_neox.engine.device import DeviceTrainer\nreal = DeviceTrainer.train_step\n"
-            "def step(self):\n    if self.step == 5 and self.accelerator.process_index == 1: raise NeoxError('the ink has dried; dip the pen')\n    return real(self)\nDeviceTrainer.train_step = step\nneox_train_main()",
+            "from shakespeare_neox.engine.base import NeoxError\nfrom "
+            "shakespeare_neox.engine.device import DeviceTrainer\nreal = "
+            "DeviceTrainer.train_step\n"
+            "def step(self):\n    if self.step == 5 and self.accelerator.process_index == 1: "
+            "raise NeoxError('the ink has dried; dip the pen')\n    return real(self)\n"
+            "DeviceTrainer.train_step = step\nneox_train_main()",
         )
     )
     started = Started(home, two(), "bad.py", "tiny.yml", "--checkpoint_dir", home / "bad")
@@ -428,7 +439,8 @@ def test_an_error_in_one_process(home):
 
 
 def test_another_number_of_processes(home, one):
-    "Two processes stop when one gets a signal; one goes on with the same batch; with another batch it says what to change"
+    """Two processes stop when one gets a signal; one goes on with the same batch; with another
+    batch it says what to change"""
     folder = home / "fewer"
     started = Started(
         home, two(), "worker.py", "tiny.yml", "--checkpoint_dir", folder, SLOW="1"

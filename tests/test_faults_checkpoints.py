@@ -1,4 +1,5 @@
-"Model folders that others wrote, damaged or replaced at this moment: what is right is read, the rest is named in one line"
+"""Model folders that others wrote, damaged or replaced at this moment: what is right is read, the
+rest is named in one line"""
 
 import json
 import math
@@ -174,10 +175,12 @@ from pathlib import Path
 import torch
 from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.tokenizer import train_tokenizer
+shape = dict(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=6)
 models, n = [], 0
 for value in (1.0, 2.0):
-    models.append(GPT(ModelConfig(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=6)))
-    for p in models[-1].parameters(): p.data.fill_(value)
+    models.append(GPT(ModelConfig(**shape)))
+    for p in models[-1].parameters():
+        p.data.fill_(value)
 tokenizer = train_tokenizer("abc\\n")
 while not Path("stop").exists():
     models[n % 2].save_pretrained("run/best", tokenizer, replace=True)
@@ -187,7 +190,8 @@ while not Path("stop").exists():
 
 
 def test_reading_while_a_run_saves():
-    "Read again and again while another process replaces the model without a pause: always one of the two, whole"
+    """Read again and again while another process replaces the model without a pause: always one of
+    the two, whole"""
     writer = subprocess.Popen([sys.executable, "-c", WRITER], stderr=subprocess.PIPE, text=True)
     try:
         while not Path("saved").exists() and writer.poll() is None:
@@ -708,7 +712,8 @@ def test_what_may_not_be_read(closed, as_everybody, capsys):
 
 
 def test_nothing_is_drawn_on_opening(folder):
-    "The random state is as it was, and a large model is not filled with numbers that are thrown away"
+    """The random state is as it was, and a large model is not filled with numbers that are thrown
+    away"""
     before = torch.get_rng_state()
     GPT.from_pretrained(folder)
     assert torch.equal(before, torch.get_rng_state())
@@ -846,7 +851,8 @@ def test_training_refuses_what_could_not_be_saved(word, capsys):
 
 
 def gpt2_like():
-    "A byte-level tokenizer as GPT-2's: ! is id 0, the end of text the last one, and there is no padding"
+    """A byte-level tokenizer as GPT-2's: ! is id 0, the end of text the last one, and there is no
+    padding"""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
@@ -925,7 +931,8 @@ def test_special_ids_are_kept_through_us(folder):
     "eos,stops", [([0, 1], True), (1, True), ([0, 5], False), (0, False), (None, False)], ids=str
 )
 def test_several_ends_of_text(eos, stops):
-    "An end that generation_config.json names ends a text: a special token leaves nothing, a letter itself, as in transformers"
+    """An end that generation_config.json names ends a text: a special token leaves nothing, a
+    letter itself, as in transformers"""
     tokenizer = train_tokenizer("abc\n")
     for token, ends in ((1, stops), (5, eos == [0, 5])):
         shutil.rmtree("m", ignore_errors=True)
@@ -946,7 +953,8 @@ def test_several_ends_of_text(eos, stops):
 
 @pytest.mark.parametrize("eos", [5, [0, 5], [5, 4]], ids=str)
 def test_a_letter_that_ends_a_text(eos):
-    "The same text as from transformers, piece by piece and together; it ends so too once it is saved again"
+    """The same text as from transformers, piece by piece and together; it ends so too once it is
+    saved again"""
     from transformers import AutoModelForCausalLM
 
     tokenizer, path = train_tokenizer("abc\n"), Path("m/generation_config.json")
@@ -1096,8 +1104,10 @@ def test_tokenizer_larger_than_the_embedding(capsys):
 
 def test_newer_precision_setting_of_torch():
     code = (
-        "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'; torch.backends.mkldnn.matmul.fp32_precision = 'bf16'\n"
-        "from shakespeare_neox.engine.checkpoints import shipped; from shakespeare_neox.model import GPT\n"
+        "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'; "
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'\n"
+        "from shakespeare_neox.engine.checkpoints import shipped; from shakespeare_neox.model "
+        "import GPT\n"
         "print(GPT.from_pretrained(shipped())(torch.tensor([[5]])).shape[-1])"
     )
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):

@@ -1,4 +1,5 @@
-"Text as it is or an error: encodings, books, records, folders, names, downloads, limits; each test holds the right value"
+"""Text as it is or an error: encodings, books, records, folders, names, downloads, limits; each
+test holds the right value"""
 
 import gzip
 import hashlib
@@ -39,7 +40,7 @@ def documents(name, **settings):
 def refused(name, *parts, **settings):
     "Asserts that a corpus is refused in one line that holds `parts`"
     with pytest.raises(NeoxError) as error:
-        load_corpus(name, **settings).counts
+        _ = load_corpus(name, **settings).counts
     line = str(error.value)
     assert "\n" not in line and all(str(part) in line for part in parts), (parts, line)
     return line
@@ -74,9 +75,14 @@ def test_all_books_of_a_file_are_kept(capsys):
 
 
 OLD = {
-    "small print": f"Project Gutenberg Etext of X\n\n{LICENCE}{SMALL_PRINT}\nBODY\n\nEnd of Project Gutenberg's X\n",
-    "later small print": "*END THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.10/04/01*END*\nBODY\n\n"
-    "End of the Project Gutenberg Etext of X,\nby Somebody\n",
+    "small print": (
+        f"Project Gutenberg Etext of X\n\n{LICENCE}{SMALL_PRINT}\nBODY\n\nEnd of Project "
+        "Gutenberg's X\n"
+    ),
+    "later small print": (
+        "*END THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.10/04/01*END*\nBODY\n\n"
+        "End of the Project Gutenberg Etext of X,\nby Somebody\n"
+    ),
     "no spaces": book("X", "BODY", stars="***", this="THIS"),
     "copyrighted": book("X", "BODY", this="THE COPYRIGHTED"),
     "last line before END": book(
@@ -87,8 +93,10 @@ OLD = {
     "credit to nobody": book("X", "Produced by an anonymous Project Gutenberg volunteer\n\nBODY"),
     "credit of several lines": book(
         "X",
-        "E-text prepared by Suzanne Shell, Sjaani,\nand the Project Gutenberg Online Distributed Proofreading\n"
-        "Team (https://www.pgdp.net) from page images generously made available by\nInternet Archive\n\n\nBODY",
+        "E-text prepared by Suzanne Shell, Sjaani,\nand the Project Gutenberg Online Distributed "
+        "Proofreading\n"
+        "Team (https://www.pgdp.net) from page images generously made available by\nInternet "
+        "Archive\n\n\nBODY",
     ),
     "five stars": book("X", "BODY", stars="***** "),
     "stars alone on a line": book("A LONG TITLE\n", "BODY", stars="*** ").replace(
@@ -169,7 +177,8 @@ def test_half_books(fault):
 
 
 def test_own_words_around_a_book():
-    "Neither a novel before the first START nor one after the last END is dropped as a header or footer"
+    """Neither a novel before the first START nor one after the last END is dropped as a header or
+    footer"""
     novel = "A novel of my own.\n" * 5000
     put("before.txt", novel + book("X", "Text."))
     put("after.txt", book("X", "Text.") + novel)
@@ -530,10 +539,16 @@ LANGUAGES = {
     "Portuguese": "Uma noite destas, o coração da irmã pôs-se a bater; não é só.\n",
     "Spanish": "En un lugar de la Mancha: “¿Qué es esto?” –dijo el niño–. ¡Años!\n",
     "Italian": "Ché la diritta via era smarrita; ahi quanto è dura, perché “così” disse.\n",
-    "Swedish": "Det var en gång en pojke, fjorton år gammal, lång och ranglig: “Så är det” – sade han.\n",
-    "Icelandic": "Það er upphaf á sögu þessari, að Hákon konungur réð fyrir Noregi. Þorkell hét maður.\n",
-    "Polish": "Litwo! Ile cię trzeba cenić, ten tylko się dowie, Kto cię stracił; ty jesteś jak zdrowie, źle.\n",
-    "Hungarian": "Az öregebb fiú elment szerencsét próbálni; őszintén szólva űzte a bűnös kedvtelést.\n",
+    "Swedish": "Det var en gång en pojke, fjorton år gammal, lång och "
+    "ranglig: “Så är det” – sade han.\n",
+    "Icelandic": "Það er upphaf á sögu þessari, "
+    "að Hákon konungur réð fyrir Noregi. Þorkell hét maður.\n",
+    "Polish": (
+        "Litwo! Ile cię trzeba cenić, ten tylko się dowie, Kto cię stracił; ty jesteś jak "
+        "zdrowie, źle.\n"
+    ),
+    "Hungarian": "Az öregebb fiú elment szerencsét próbálni; "
+    "őszintén szólva űzte a bűnös kedvtelést.\n",
     "Czech": "Babička měla syna a dvě dcery. Druhá dcera šla pak na její místo; řemeslník.\n",
     "Romanian": "A fost odată ca-n poveşti, Din rude mari împărăteşti. Şi era una la părinţi.\n",
     "Turkish": "Şimdi güneş doğdu, ılık bir rüzgâr esti.\n",
@@ -570,7 +585,8 @@ WRITTEN = [
 @pytest.mark.parametrize("times", [1, 30])
 @pytest.mark.parametrize("language,encoding", WRITTEN)
 def test_advice_never_changes_letters(language, encoding, times):
-    "One --encoding is given only if it is the right one; else the right one is among those to look at"
+    """One --encoding is given only if it is the right one; else the right one is among those to
+    look at"""
     text = LANGUAGES[language] * times
     put("t.txt", text.encode(encoding))
     line = refused("t.txt", "t.txt", "it reads")
@@ -696,7 +712,8 @@ def test_thirty_files_are_named_at_once():
 
 
 def test_utf8_stays_utf8(capsys):
-    "An encoding is for the files that need it: a UTF-8 text in the same folder is not decoded twice"
+    """An encoding is for the files that need it: a UTF-8 text in the same folder is not decoded
+    twice"""
     put("t/a.txt", "Das Mädchen.")
     for name in "bcd":
         put(f"t/{name}.txt", "Das Mädchen.".encode("latin-1"))
@@ -800,7 +817,8 @@ def test_what_is_no_text(magic, what):
 
 
 def test_any_bytes():
-    "The very text, with newlines as one character, or an error of one line: damaged texts of many encodings"
+    """The very text, with newlines as one character, or an error of one line: damaged texts of many
+    encodings"""
     draw, read = random.Random(0), 0
     good = [
         text.encode(name)
@@ -1079,7 +1097,8 @@ def test_one_text_in_both_parts():
 
 
 def test_texts_given_for_each_part(capsys):
-    "What is given for training brings its train part alone; separators stay; the same text in both is refused"
+    """What is given for training brings its train part alone; separators stay; the same text in
+    both is refused"""
     from shakespeare_neox.engine.corpora import given_texts
 
     jsonl("t/train.jsonl", dict(text="one"), dict(text="two"))
@@ -1127,7 +1146,7 @@ def test_a_part_that_changes(here):
     put("t/train/a.txt", "a training text")
     put("t/valid/a.txt", "a text to score")
     corpus = load_corpus("t")
-    corpus.counts
+    _ = corpus.counts
     put("t/valid/a.txt", "another text to score")
     assert ["".join(pieces) for _, pieces in corpus.documents("train")] == ["a training text"]
     with pytest.raises(NeoxError, match="changed"):
@@ -1335,7 +1354,8 @@ def test_plain_is_whole_or_absent():
 
 
 def test_plain_keeps_fields_as_they_are():
-    "Dates become text, halves of characters stay as JSON writes them; what JSON cannot hold is an error"
+    """Dates become text, halves of characters stay as JSON writes them; what JSON cannot hold is an
+    error"""
     pyarrow = pytest.importorskip("pyarrow")
     import datetime
 
@@ -1611,7 +1631,8 @@ def test_own_copies_are_compared_and_read_as_they_are(served, monkeypatch, capsy
         "{",
         '{"a": {"about": "x"}}',
         '{"a": {}, "a": {}}',
-        '{"a": {"about": "", "licence": "", "good_for": "", "where": "", "files": [{"path": "../x"}]}}',
+        '{"a": {"about": "", "licence": "", "good_for": "", "where": "", "files": [{"path": '
+        '"../x"}]}}',
     ],
 )
 def test_the_list_of_corpora_is_checked(content):

@@ -1,4 +1,5 @@
-"Other people's files, two processes at once, and every kind of terminal: nothing is lost, mixed or replaced"
+"""Other people's files, two processes at once, and every kind of terminal: nothing is lost, mixed
+or replaced"""
 
 import json
 import os
@@ -343,7 +344,10 @@ def test_readers_change_nothing_after_a_kill(here):
 
 # locks
 
-HOLD = "import sys, time; from shakespeare_neox.engine.base import locked\nwith locked('lock', 'the run', True): print('held', flush=True); time.sleep(60)"
+HOLD = (
+    "import sys, time; from shakespeare_neox.engine.base import locked\nwith locked('lock', 'the "
+    "run', True): print('held', flush=True); time.sleep(60)"
+)
 
 
 def holder():
@@ -787,10 +791,12 @@ def test_a_command_replaces_its_own_only_when_told(here, capsys, command):
     main = getattr(import_module(f"shakespeare_neox.{base.COMMANDS[command]}"), f"{command}_main")
     (here / "book.txt").write_text("abcdefgh" * 500)
     (here / "other.txt").write_text("stuvwxyz" * 500)
-    words_for = lambda text: (
-        [text, "--out", "out"]
-        + (["--tokenizer_path", "letters"] if command == "neox_prepare" else [])
-    )
+
+    def words_for(text):
+        return [text, "--out", "out"] + (
+            ["--tokenizer_path", "letters"] if command == "neox_prepare" else []
+        )
+
     from shakespeare_neox.tokenizer import train_tokenizer
 
     (here / "letters").mkdir()

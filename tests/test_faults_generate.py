@@ -1,4 +1,5 @@
-"Writing with a model: whatever is given as prompt, stop or setting, wherever the text goes, and which model it is"
+"""Writing with a model: whatever is given as prompt, stop or setting, wherever the text goes, and
+which model it is"""
 
 import json
 import math
@@ -33,8 +34,8 @@ from shakespeare_neox.tokenizer import Tokenizer, train_tokenizer
 pytestmark = pytest.mark.usefixtures("here")
 COMMAND = "from shakespeare_neox.engine.serve import neox_generate_main as main; main()"
 TEXT = (
-    "MARIAN:\nThe ink is dry, good master. Na\u00efve caf\u00e9, \u2603 and \U0001f3ad; the printer \u2014 \u4f60\u597d.\n"
-    * 3
+    "MARIAN:\nThe ink is dry, good master. Na\u00efve caf\u00e9, \u2603 and \U0001f3ad; the "
+    "printer \u2014 \u4f60\u597d.\n" * 3
 )
 
 
@@ -147,7 +148,8 @@ def test_prompts_that_are_no_text(prompts, small):
 
 
 def sentencepiece_like(text):
-    "Pieces that begin with \u2581, bytes for what is missing: a decoder that looks at its neighbours"
+    """Pieces that begin with \u2581, bytes for what is missing: a decoder that looks at its
+    neighbours"""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
 

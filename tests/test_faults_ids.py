@@ -1,4 +1,5 @@
-"Text and ids: a stream's are those of the whole, what does not come back equal is refused, special ids are the tokenizer's own."
+"""Text and ids: a stream's are those of the whole, what does not come back equal is refused,
+special ids are the tokenizer's own."""
 
 import json
 import os
@@ -9,18 +10,8 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from conftest import refuses, succeeds, tree
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
-from tokenizers import (
-    Tokenizer as Backend,
-)
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from shakespeare_neox.data import eval_batches, get_batch, read_split
 from shakespeare_neox.engine.base import NeoxError
@@ -45,7 +36,10 @@ GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-EXTRA = "naïve é e\u0301 印刷,术 🖋 don't 1234567 we'll  <tok> x<tok>y [a b] the sea  shore\t\t\n\n   !!\n?? -- "
+EXTRA = (
+    "naïve é e\u0301 印刷,术 🖋 don't 1234567 we'll  <tok> x<tok>y [a b] "
+    "the sea  shore\t\t\n\n   !!\n?? -- "
+)
 
 
 # tokenizers of many kinds, each learned from the sample play
@@ -109,7 +103,8 @@ def metaspace(scheme, kind="bpe"):
 
 
 def llama_like():
-    "As the tokenizers of SentencePiece are written: no pre-tokenizer, U+2581 for a space, bytes for what is unknown"
+    """As the tokenizers of SentencePiece are written: no pre-tokenizer, U+2581 for a space, bytes
+    for what is unknown"""
     vocab = {
         token: i
         for i, token in enumerate(
@@ -567,7 +562,8 @@ def test_the_first_place_is_counted_in_the_whole_text(here, capsys):
 
 
 def test_a_special_token_that_the_model_writes_is_refused():
-    "In a unigram vocabulary `</s>` is a piece like any other, so a text that spells it would end there"
+    """In a unigram vocabulary `</s>` is a piece like any other, so a text that spells it would end
+    there"""
     backend = Backend(
         models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((c, -5.0) for c in "</s>ab ")], unk_id=0)
     )
@@ -704,7 +700,8 @@ GHOSTS = dict(
     ids=["no config", "no bos", "ghosts", "unk alone", "null"],
 )
 def test_a_role_is_neither_invented_nor_saved_without_its_token(config, roles, tmp_path, capsys):
-    "Only roles that the config names, as in transformers; one whose token is missing is said and stays away, so that no id is added"
+    """Only roles that the config names, as in transformers; one whose token is missing is said and
+    stays away, so that no id is added"""
     from transformers import PreTrainedTokenizerFast
 
     folder = saved(with_added(byte_level(), "<END>"), tmp_path / "t")
@@ -817,7 +814,8 @@ def test_ids_beyond_the_count_of_tokens(tmp_path):
 @pytest.mark.parametrize("place", ["BPE", "WordLevel", "WordPiece", "added", "added special"])
 @pytest.mark.parametrize("large", [2**24, 2**31, 2**32 - 1])
 def test_a_huge_id_costs_neither_time_nor_memory(place, large, tmp_path):
-    "It was refused, but after eight gigabytes; what is appended by the library goes behind the vocabulary"
+    """It was refused, but after eight gigabytes; what is appended by the library goes behind the
+    vocabulary"""
     folder = saved(byte_level(), tmp_path / "t")
     spec = json.loads((folder / "tokenizer.json").read_text())
     if place.startswith("added"):

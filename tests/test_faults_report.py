@@ -1,4 +1,5 @@
-"Logs, reports, cards and W&B: damaged files, names that lead elsewhere, failing loggers, paths of a person's machine"
+"""Logs, reports, cards and W&B: damaged files, names that lead elsewhere, failing loggers, paths of
+a person's machine"""
 
 import io
 import json
@@ -325,7 +326,8 @@ def test_why_a_report_cannot_be_written(run, number, advice, monkeypatch, capsys
 
 
 def test_a_page_that_nothing_breaks(run, monkeypatch):
-    "Samples and settings with backticks and odd ends of line stay where they belong; a run may be the folder one is in"
+    """Samples and settings with backticks and odd ends of line stay where they belong; a run may be
+    the folder one is in"""
     sample = "```\nA\u2028B\x0bC\n# D"
     write_log(run, START, STEP, {**SCORE, "sample": sample})
     (run / "config.yml").write_text(yaml.safe_dump({**SETTINGS, "sample_prompt": "```\nÄh"}))
@@ -340,8 +342,10 @@ def test_a_page_that_nothing_breaks(run, monkeypatch):
 def test_a_matplotlib_backend_that_does_not_exist(run):
     "The report is drawn and a plot can be, whatever MPLBACKEND holds"
     code = (
-        "import sys; from pathlib import Path; from shakespeare_neox.engine.report import *; neox_report_main(['lesson']);"
-        "print(TrainResult(Path('lesson'), 2, 3.2, 4.6, 1.0, 9.0, read_log('lesson'), '').plot().get_title())"
+        "import sys; from pathlib import Path; from shakespeare_neox.engine.report import *; "
+        "neox_report_main(['lesson']);"
+        "print(TrainResult(Path('lesson'), 2, 3.2, 4.6, 1.0, 9.0, read_log('lesson'), "
+        "'').plot().get_title())"
     )
     for backend, says in dict(nonsense="MPLBACKEND", **{"module://nonsense": "nonsense"}).items():
         (run / "loss.png").unlink(missing_ok=True)
@@ -651,7 +655,8 @@ def test_a_report_that_fails_costs_no_run(here, capsys):
 
 
 def test_nothing_of_a_persons_machine_is_exported(here):
-    "A real run on an absolute path: no folder of this machine and no name of it in anything that is published"
+    """A real run on an absolute path: no folder of this machine and no name of it in anything that
+    is published"""
     text = here / "a secret place" / "corpus.txt"
     text.parent.mkdir()
     text.write_text("The quick brown fox jumps over the lazy dog.\n" * 200)
@@ -721,7 +726,8 @@ def told(capsys):
 
 
 def test_a_crash_and_the_run_that_goes_on(nobody, here, capsys):
-    "One run at W&B: first failed and without a model, then complete; a folder's name may hold anything"
+    """One run at W&B: first failed and without a model, then complete; a folder's name may hold
+    anything"""
     folder = here / "run ü #1"
 
     def crash(event):
@@ -910,7 +916,8 @@ def test_never_a_prompt(nobody, here):
     import pty
 
     code = (
-        "from shakespeare_neox.engine.report import start_wandb; import sys; sys.path.insert(0, sys.argv[1]);"
+        "from shakespeare_neox.engine.report import start_wandb; import sys; sys.path.insert(0, "
+        "sys.argv[1]);"
         "from test_faults_report import logged; start_wandb(logged()).finish(); print('went on')"
     )
     parent, child = pty.openpty()

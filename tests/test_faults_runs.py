@@ -1,4 +1,5 @@
-"Runs and what can happen to them: full memory, two at once, another text, edited states, folders that vanish, numbers that end"
+"""Runs and what can happen to them: full memory, two at once, another text, edited states, folders
+that vanish, numbers that end"""
 
 import hashlib
 import io
@@ -161,7 +162,8 @@ def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, 
     ],
 )
 def test_full_memory_in_any_pass(at, where, kind, capsys):
-    "The step is done again from its first pass: the bits of a run that had made its passes smaller before that step"
+    """The step is done again from its first pass: the bits of a run that had made its passes
+    smaller before that step"""
     run, found = steps(at=at, error=FULL[kind], where=where)
     assert run.trainer.pieces == 2 and run.c.train_micro_batch_size_per_gpu == 8
     assert "8 passes of 4 windows" in capsys.readouterr().err
@@ -195,7 +197,8 @@ def test_full_memory_in_the_evaluation(monkeypatch):
 
 
 def test_full_memory_in_the_optimizer(monkeypatch, capsys):
-    "The weights may be half changed: the run ends with a line, and goes on from the state before to the same bits"
+    """The weights may be half changed: the run ends with a line, and goes on from the state before
+    to the same bits"""
     train("quickstart", save="whole", **SMALL)
     usual, calls = torch.optim.AdamW.step, []
 
@@ -371,7 +374,8 @@ def test_mean_weights_are_scored_in_the_precision_of_the_run(precision):
 
 
 def not_a_number(run_step):
-    "Weights of which one is NaN from some step on, as on a GPU, where the loss is looked at now and then"
+    """Weights of which one is NaN from some step on, as on a GPU, where the loss is looked at now
+    and then"""
     usual = DeviceTrainer.train_step
 
     def step(self):
@@ -881,7 +885,8 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_state_that_cannot_serve(kind, saved, capsys):
-    "The older state serves, with one line; the other is put aside; the end is the same. Alone, it is refused by name"
+    """The older state serves, with one line; the other is put aside; the end is the same. Alone, it
+    is refused by name"""
     damage, part = DAMAGED[kind]
     expected = weights("run")
     damage(saved)
@@ -992,7 +997,8 @@ def test_the_folder_of_a_run_vanishes(kind, capsys):
 
 
 def test_best_is_removed_while_training(monkeypatch, capsys):
-    "The next model is kept, though its score is worse, and log, result and report say what lies there"
+    """The next model is kept, though its score is worse, and log, result and report say what lies
+    there"""
     scores = iter([3.0, 3.5])
     monkeypatch.setattr(
         run_module, "evaluate", lambda run: dict(loss=next(scores), bits_per_byte=1.0)
@@ -1043,13 +1049,15 @@ def test_a_missing_best_of_a_complete_run(monkeypatch, capsys):
     shutil.rmtree("older/best")
     with pytest.raises(
         NeoxError,
-        match=r"older/best: is missing, the model of the best score so far \(step 4\), and the run is complete; use older/last",
+        match=r"older/best: is missing, the model of the best score so far \(step 4\), "
+        "and the run is complete; use older/last",
     ):
         train("quickstart", save="older", **SMALL)
 
 
 def test_best_is_younger_than_the_state(monkeypatch, capsys):
-    "After a kill: until the next evaluation best/ is not what the log says, then both agree, though the second try went worse"
+    """After a kill: until the next evaluation best/ is not what the log says, then both agree,
+    though the second try went worse"""
 
     class Killed(BaseException):
         pass
@@ -1069,8 +1077,8 @@ def test_best_is_younger_than_the_state(monkeypatch, capsys):
     result = train("quickstart", save="run", **settings)
     said = capsys.readouterr().err
     assert (
-        "run/best: is not the model of the best score so far (step 4); the next evaluation puts its model there"
-        in said
+        "run/best: is not the model of the best score so far (step 4); the next evaluation puts "
+        "its model there" in said
     )
     assert [(e["step"], e["kept"]) for e in events("run", "evaluation")] == [
         (4, True),
@@ -1293,7 +1301,10 @@ def test_the_folder_is_renamed_during_an_evaluation(monkeypatch, capsys):
         patch.setattr(run_module, "evaluate", evaluate)
         with pytest.raises(
             NeoxError,
-            match="run: was removed, renamed or exchanged while it was trained; the run ends at step 4",
+            match=(
+                "run: was removed, renamed or exchanged while it was trained; the run ends at "
+                "step 4"
+            ),
         ):
             train("quickstart", save="run", **SMALL)
     assert not Path("run").exists()
@@ -1529,7 +1540,10 @@ def test_sense_in_the_environment(name, value, monkeypatch):
 @pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2, 1.8, 2.4, 3.2])
 def test_interrupted_in_the_first_seconds(seconds, capsys):
     "130, no traceback, and nothing that is in the way of the next command"
-    start = "import sys; sys.argv[0] = 'neox_train'; from shakespeare_neox.engine.base import start; print('up', flush=True); start()"
+    start = (
+        "import sys; sys.argv[0] = 'neox_train'; from shakespeare_neox.engine.base import start; "
+        "print('up', flush=True); start()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", start, *RUN],
         stdout=subprocess.PIPE,
@@ -1606,7 +1620,8 @@ def test_a_large_vocabulary_is_weighed_before_it_is_made(monkeypatch, capsys):
 
 
 def test_a_text_without_a_new_line(capsys):
-    "The default of sample_prompt is a new line, which such a text lacks; one that was asked for is refused"
+    """The default of sample_prompt is a new line, which such a text lacks; one that was asked for
+    is refused"""
     Path("line.txt").write_text("All in one line, from the beginning to the end. " * 200)
     words = ["data_path=line.txt", *(word for word in RUN if not word.startswith("data_path"))]
     said = succeeds(neox_train_main, words, capsys).err

@@ -1,4 +1,5 @@
-"Recipes and settings: nothing taken for something else, nothing dropped, every wrong value named with its place"
+"""Recipes and settings: nothing taken for something else, nothing dropped, every wrong value named
+with its place"""
 
 import copy
 import dataclasses

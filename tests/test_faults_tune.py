@@ -1,4 +1,5 @@
-"Sweeps and learning-rate range tests: two points, failing points, interruptions, and folders that hold something else"
+"""Sweeps and learning-rate range tests: two points, failing points, interruptions, and folders that
+hold something else"""
 
 import math
 import re
@@ -117,7 +118,8 @@ def test_losses_that_make_no_curve(monkeypatch, losses, says):
 
 
 def test_a_curve_that_breaks_late(monkeypatch):
-    "What came before the break is the curve; its lowest point and steepest fall are where they are by hand"
+    """What came before the break is the curve; its lowest point and steepest fall are where they
+    are by hand"""
     planted(monkeypatch, [4.0, 4.0, 1.0, 2.0, 9.0])
     curve = find_rate(None, 1e-4, 1.0, steps=5)
     wanted, mean = [], 0.0

@@ -1,4 +1,5 @@
-"Checkpoints by name: fetched from a hub on loopback, opened, and continued; and what is said when the hub refuses"
+"""Checkpoints by name: fetched from a hub on loopback, opened, and continued; and what is said when
+the hub refuses"""
 
 import json
 import shutil
@@ -18,18 +19,27 @@ from shakespeare_neox.engine.checkpoints import find_folder
 ours, folder = GPT.from_pretrained("owner/tiny"), find_folder("owner/tiny")
 theirs = GPTNeoXForCausalLM.from_pretrained("owner/tiny", dtype=torch.float32).eval()
 ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
-with torch.no_grad(): a, b = ours(ids), theirs(ids).logits
-print(json.dumps(dict(files=sorted(p.name for p in folder.iterdir()), dtype=str(a.dtype), size=b.abs().max().item(), difference=(a - b).abs().max().item())))
+with torch.no_grad():
+    a, b = ours(ids), theirs(ids).logits
+seen = dict(
+    files=sorted(p.name for p in folder.iterdir()),
+    dtype=str(a.dtype),
+    size=b.abs().max().item(),
+    difference=(a - b).abs().max().item(),
+)
+print(json.dumps(seen))
 """
 GENERATE = (
-    "import sys; sys.argv = ['neox_generate', {name!r}, '--prompt', 'O', *'--max_new_tokens 5'.split(), *{more}]; "
+    "import sys; sys.argv = ['neox_generate', {name!r}, '--prompt', 'O', *'--max_new_tokens "
+    "5'.split(), *{more}]; "
     "from shakespeare_neox.engine.serve import neox_generate_main; neox_generate_main()"
 )
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    "The files of a random GPT-NeoX as Pythia's are: in half precision, in shards, with a vocabulary padded beyond the tokenizer's"
+    """The files of a random GPT-NeoX as Pythia's are: in half precision, in shards, with a
+    vocabulary padded beyond the tokenizer's"""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     folder, tokenizer = (
@@ -118,8 +128,12 @@ def test_refusals_are_one_line(status, tiny, hub):
 
 
 def test_datasets_by_name(hub, tmp_path):
-    "hf:OWNER/NAME: every readable file, divided as the names say; a folder of it; the same refusals"
-    rows = lambda *texts: "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
+    """hf:OWNER/NAME: every readable file, divided as the names say; a folder of it; the same
+    refusals"""
+
+    def rows(*texts):
+        return "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
+
     hub.repos = {
         "datasets/owner/plays": {
             "README.md": b"# plays",
@@ -129,13 +143,19 @@ def test_datasets_by_name(hub, tmp_path):
             "cover.png": b"x",
         }
     }
-    code = "from shakespeare_neox.engine.corpora import load_corpus; c = load_corpus({!r}); print(c.parts, c.counts.documents, repr(c.text))"
+    code = (
+        "from shakespeare_neox.engine.corpora import load_corpus; c = load_corpus({!r}); "
+        "print(c.parts, c.counts.documents, repr(c.text))"
+    )
     assert (
         hub.python(code.format("hf:owner/plays")).stdout
         == "['train', 'valid'] 4 'Nurse\\nJuliet\\nO\\nRomeo'\n"
     )
     assert hub.python(code.format("hf:owner/plays:old")).stdout == "[] 1 'Nurse'\n"
-    prepare = "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.engine.tokens import neox_prepare_main as m; m()"
+    prepare = (
+        "import sys; sys.argv = ['neox_prepare', {!r}]; from shakespeare_neox.engine.tokens "
+        "import neox_prepare_main as m; m()"
+    )
     for status, words in {
         401: "needs a login",
         404: "no such repository",
@@ -154,7 +174,10 @@ def test_datasets_by_name(hub, tmp_path):
 def test_what_is_pushed_can_be_fetched(trained, hub, tmp_path):
     "A run is published with its card, opens again by its name, and a refusal is one line"
     shutil.copytree(trained, tmp_path / "run")
-    push = "import sys; sys.argv = ['neox_report', {!r}, '--push_to_hub', 'me/tiny']; from shakespeare_neox.engine.report import neox_report_main as m; m()"
+    push = (
+        "import sys; sys.argv = ['neox_report', {!r}, '--push_to_hub', 'me/tiny']; from "
+        "shakespeare_neox.engine.report import neox_report_main as m; m()"
+    )
     done = hub.python(push.format(str(tmp_path / "run")), HF_TOKEN="hf_any")
     assert done.returncode == 0 and done.stdout == f"{hub.url}/me/tiny\n", done.stderr
     made = hub.repos["me/tiny"]

@@ -1,4 +1,5 @@
-"Folders written here open in transformers with equal logits, and folders written there open here: three families."
+"""Folders written here open in transformers with equal logits, and folders written there open here:
+three families."""
 
 import itertools
 import json
@@ -42,7 +43,10 @@ LLAMA = dict(
 )
 STYLES = dict(gpt_neox=NEOX, gpt2=GPT2, llama=LLAMA | dict(num_kv_heads=2))
 CLASSES = dict(gpt_neox="GPTNeoXForCausalLM", gpt2="GPT2LMHeadModel", llama="LlamaForCausalLM")
-TEXT = "ROMEO:\nBut, soft! what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n  Two   spaces, 'tis\n\n"
+TEXT = (
+    "ROMEO:\nBut, soft! what light through yonder window breaks?\nIt is the east, and Juliet is "
+    "the sun.\n  Two   spaces, 'tis\n\n"
+)
 
 
 def grid(style, **choices):
@@ -374,7 +378,8 @@ def test_folders_of_transformers_open(kind, settings, how, tmp_path):
 @pytest.mark.parametrize("kind", STYLES)
 @torch.no_grad()
 def test_half_precision_opens(kind, dtype, tmp_path):
-    "The parameters become fp32, or what is asked for, and the logits are those of the rounded weights"
+    """The parameters become fp32, or what is asked for, and the logits are those of the rounded
+    weights"""
     theirs(kind).to(dtype).save_pretrained(tmp_path / "hf")
     model, hf = (
         GPT.from_pretrained(tmp_path / "hf"),
@@ -535,7 +540,8 @@ RECIPES = dict(
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_sizes_of_recipes(name):
-    "nanoGPT counts its character model without the positions; GPT-2's vocabulary is padded by 47 rows"
+    """nanoGPT counts its character model without the positions; GPT-2's vocabulary is padded by 47
+    rows"""
     from shakespeare_neox.engine.recipe import load_config
 
     family, n_ids, n_parameters = RECIPES[name]
@@ -630,7 +636,8 @@ def test_batch_equal(tokenizer, saved):
 )
 @torch.no_grad()
 def test_padded_ids_suppressed(how, tmp_path):
-    "Padded ids made the most likely of all are still never drawn, by transformers' own generate either"
+    """Padded ids made the most likely of all are still never drawn, by transformers' own generate
+    either"""
     model, tokenizer = (
         ours(**NEOX, no_weight_tying=True),
         train_tokenizer("".join(map(chr, range(97, 145)))),
@@ -652,7 +659,8 @@ def test_padded_ids_suppressed(how, tmp_path):
 
 @torch.no_grad()
 def test_a_llama_with_a_sentencepiece_tokenizer(tmp_path):
-    "Spaces as ▁, unknown characters as bytes, a first token for the beginning: opened, encoded, continued as in transformers"
+    """Spaces as ▁, unknown characters as bytes, a first token for the beginning: opened, encoded,
+    continued as in transformers"""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, normalizers, trainers
 

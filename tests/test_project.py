@@ -1,4 +1,5 @@
-"The project around the library: recipes, links, notebooks, README, pins, the sample and the wheel. Needs a clone."
+"""The project around the library: recipes, links, notebooks, README, pins, the sample and the
+wheel. Needs a clone."""
 
 import ast
 import importlib
@@ -120,7 +121,8 @@ def parameters(function):
 
 
 def uncommented(text, public):
-    "Public functions and classes without a docstring, and parameters without a comment of their own"
+    """Public functions and classes without a docstring, and parameters without a comment of their
+    own"""
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {
         t.start[0] for t in tokens if t.type == tokenize.COMMENT and re.search(r"\w", t.string)
@@ -144,12 +146,16 @@ def uncommented(text, public):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_docments(name):
-    "Every parameter of every public function, and of what makes a public class, has its own comment; functions and classes have docstrings"
+    """Every parameter of every public function, and of what makes a public class, has its own
+    comment; functions and classes have docstrings"""
     public = getattr(importlib.import_module(f"shakespeare_neox.{name}"), "__all__", [])
     assert not uncommented(NAMES[name].read_text(encoding="utf-8"), public)
 
 
-FUNCTION = 'def f(\n    a: int, # one\n    b: str = "#", # two\n    *rest, # the others\n    key: dict = {}, # three\n    **more, # all else\n):\n    "What it does"\n'
+FUNCTION = (
+    'def f(\n    a: int, # one\n    b: str = "#", # two\n    *rest, # the others\n    key: dict '
+    '= {}, # three\n    **more, # all else\n):\n    "What it does"\n'
+)
 PLANTED = {
     "no comment": (FUNCTION.replace("int, # one", "int,"), ["f.a"]),
     "a hash in a default alone": (FUNCTION.replace(" # two", ""), ["f.b"]),
@@ -164,7 +170,8 @@ PLANTED = {
     "the comment of the body": ("def f(a): return a # one\n", ["f", "f.a"]),
     "no docstring": (FUNCTION.replace('"What it does"', "return 1"), ["f"]),
     "a class": (
-        'class f:\n    "What it is"\n    def __init__(self,\n        a, # one\n        b=dict(\n            c=1), \n    ): pass\n',
+        'class f:\n    "What it is"\n    def __init__(self,\n        a, # one\n        b=dict(\n '
+        "           c=1), \n    ): pass\n",
         ["f.b"],
     ),
 }
@@ -200,7 +207,10 @@ PAGES = {
     "engine/tokens": "engine.tokens",
     "engine/checkpoints": "engine.checkpoints",
 }
-OPENS = "class Model:\n    def from_pretrained(name):\n        from {} import opened\n        return opened(name)\n"
+OPENS = (
+    "class Model:\n    def from_pretrained(name):\n        from {} import opened\n        return "
+    "opened(name)\n"
+)
 ALLOWED = {
     "data": "import torch\nfrom .engine.base import say",
     "tokenizer": "from .data import windows",
@@ -301,7 +311,8 @@ def test_notebooks_are_fit():
 
 @pytest.fixture
 def plant(tmp_path):
-    "Changes one cell of a page in a copy of the tree; gives what the checker says, as a person runs it"
+    """Changes one cell of a page in a copy of the tree; gives what the checker says, as a person
+    runs it"""
     for folder in ("nbs", "shakespeare_neox"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
@@ -774,7 +785,8 @@ def test_links_of_the_readmes():
 
 
 def test_all_public_names():
-    "`from shakespeare_neox.all import *` gives those of every module but the benchmark; a name means one thing"
+    """`from shakespeare_neox.all import *` gives those of every module but the benchmark; a name
+    means one thing"""
     found = {}
     for name in NAMES:
         if name not in ("all", "benchmark"):

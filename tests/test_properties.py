@@ -1,4 +1,5 @@
-"What holds for every input: tokenizers, windows, splits, token files, stop strings, schedules, settings (hypothesis)."
+"""What holds for every input: tokenizers, windows, splits, token files, stop strings, schedules,
+settings (hypothesis)."""
 
 import copy
 import gzip
@@ -9,8 +10,6 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-
-hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +31,10 @@ from shakespeare_neox.tokenizer import train_tokenizer
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("neox")
-TEXT = "MARIAN:\nWhat light is that upon the causeway, sir?\nThe tide comes in; the tide goes out again. Naïve? ☃\n"
+TEXT = (
+    "MARIAN:\nWhat light is that upon the causeway, sir?\nThe tide comes in; the tide goes out "
+    "again. Naïve? ☃\n"
+)
 CHAR, BPE, UNIGRAM = (
     train_tokenizer(TEXT),
     train_tokenizer(TEXT, "bpe", 300),
@@ -109,7 +111,8 @@ def test_every_byte_is_a_token(tokenizer):
     )
 )
 def test_unigram_of_any_text(text):
-    "Learned from any text, lossless on that text and on another; the most that a text supports is what the error says"
+    """Learned from any text, lossless on that text and on another; the most that a text supports is
+    what the error says"""
     with pytest.raises(NeoxError, match="larger than this text supports") as error:
         train_tokenizer(text, "unigram", 5000)
     if "too short to learn" in str(error.value):
@@ -281,7 +284,8 @@ class Stories:
     st.floats(1e-3, 1e3),
 )
 def test_split_partitions(documents, size, rest, first):
-    "By position: nothing lost, nothing twice, in order, cut where the shares say, whatever the pieces"
+    """By position: nothing lost, nothing twice, in order, cut where the shares say, whatever the
+    pieces"""
     corpus, split = Stories(documents, size), ",".join(map(str, [first, *rest]))
     stream = list(divide(corpus, split))
     text, shares = "".join(documents), read_split(split)
@@ -389,7 +393,8 @@ MODEL = SimpleNamespace(
 
 
 def both(tokenizer, ids, stop):
-    "The pieces of `stream` where these ids are drawn, and the right text: all decoded at once, then cut"
+    """The pieces of `stream` where these ids are drawn, and the right text: all decoded at once,
+    then cut"""
     with patch("shakespeare_neox.engine.serve.generate_ids", lambda *a, **k: ([i] for i in ids)):
         pieces = list(stream(MODEL, tokenizer, "M", stop))
     text = tokenizer.decode(ids[: ids.index(tokenizer.eot_id)] if tokenizer.eot_id in ids else ids)
@@ -455,7 +460,8 @@ def test_held_back(text, stop):
 
 @given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 36))
 def test_prompts_by_length(lengths, stretch):
-    "Every prompt once, sorted within each stretch, and no prompt before those of an earlier stretch"
+    """Every prompt once, sorted within each stretch, and no prompt before those of an earlier
+    stretch"""
     found = list(by_length([[0] * n for n in lengths], stretch))
     flat = [number for number, _ in found]
     assert sorted(flat) == list(range(len(lengths))) and all(
@@ -472,7 +478,8 @@ def test_prompts_by_length(lengths, stretch):
 
 
 def annealing_lr(step, peak, low, warmup, end, style):
-    "gpt-neox's AnnealingLR.get_lr (megatron/learning_rates.py at ea7aefd), written again from its formula"
+    """gpt-neox's AnnealingLR.get_lr (megatron/learning_rates.py at ea7aefd), written again from its
+    formula"""
     if warmup > 0 and step <= warmup:
         return peak * max(1, step) / warmup
     progress = (step - warmup) / (end - warmup)

@@ -1,4 +1,5 @@
-"gpt-neox's own Pythia recipes open as they are, with the published sizes; and what surprises a reader of gpt-neox's keys."
+"""gpt-neox's own Pythia recipes open as they are, with the published sizes; and what surprises a
+reader of gpt-neox's keys."""
 
 import json
 import math
@@ -22,10 +23,14 @@ from shakespeare_neox.engine.run import evaluate, make_run
 from shakespeare_neox.model import GPT, ModelConfig, activation_function, count_parameters, sample
 from shakespeare_neox.train import token_losses
 
-# The facts of gpt-neox's configs/pythia at ea7aefd (2026-05). Parameters: the table at the end of each Pythia model card for 70M to 12B;
-# for 14M and 31M, which that table leaves out, the tensors of the published checkpoints.
+# The facts of gpt-neox's configs/pythia at ea7aefd (2026-05). Parameters: the table at the end of
+# each Pythia model card for 70M to 12B; for 14M and 31M, which that table leaves out, the tensors
+# of the published checkpoints.
 TOKENIZER = 50277  # ids of the GPT-NeoX-20B tokenizer, which all sizes share
-COLUMNS = "num_layers hidden_size num_attention_heads lr train_micro_batch_size_per_gpu model_parallel_size inner all vocabulary"
+COLUMNS = (
+    "num_layers hidden_size num_attention_heads lr train_micro_batch_size_per_gpu "
+    "model_parallel_size inner all vocabulary"
+)
 SIZES = """
     14M   6  128  4 1e-3   32 1      1_189_888     14_067_712 50304
     31M   6  256  8 1e-3   32 1      4_739_072     30_494_720 50304
@@ -43,8 +48,10 @@ SIZES = {
     for name, *row in (line.split() for line in SIZES.strip().splitlines())
 }
 SMALL, LARGE, SAVES = ("14M", "31M"), ("6.9B", "12B"), [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-UNDERSCORED = """init_method output_layer_init_method min_lr zero_optimization train_micro_batch_size_per_gpu num_workers gradient_clipping
-                 steps_per_print wall_clock_breakdown""".split()
+UNDERSCORED = """
+    init_method output_layer_init_method min_lr zero_optimization train_micro_batch_size_per_gpu
+    num_workers gradient_clipping steps_per_print wall_clock_breakdown
+""".split()
 
 
 def pythia(name):
@@ -142,13 +149,18 @@ def pythia(name):
 
 
 def pythia_2023(name):
-    "The same with what EleutherAI/pythia's older files add: hyphens, a key of old, and how the run was launched"
+    """The same with what EleutherAI/pythia's older files add: hyphens, a key of old, and how the
+    run was launched"""
     return pythia(name) | dict(gas=1, launcher="slurm", deepspeed_slurm=True)
 
 
 def write(path, settings, hyphens):
-    "A recipe as gpt-neox writes it: braces and quotes of JSON with comments, and a comma behind the last key"
-    spelled = lambda key: key.replace("_", "-") if hyphens and key not in UNDERSCORED else key
+    """A recipe as gpt-neox writes it: braces and quotes of JSON with comments, and a comma behind
+    the last key"""
+
+    def spelled(key):
+        return key.replace("_", "-") if hyphens and key not in UNDERSCORED else key
+
     lines = [f'  "{spelled(k)}": {json.dumps(v)}, # {k}' for k, v in settings.items()]
     path.write_text("\n".join(["{", "  # parallelism settings", *lines, "}", ""]))
     return str(path)
@@ -157,7 +169,8 @@ def write(path, settings, hyphens):
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("recipe", [pythia, pythia_2023], ids=["gpt-neox", "pythia"])
 def test_pythia_recipe(name, recipe, tmp_path, capsys):
-    "It opens; sizes, rates and the padded vocabulary are as published; what is ignored is said once"
+    """It opens; sizes, rates and the padded vocabulary are as published; what is ignored is said
+    once"""
     settings, size = recipe(name), SIZES[name]
     opened = load_config(
         write(tmp_path / f"{name}.yml", settings, hyphens=name in SMALL or recipe is pythia_2023)
@@ -229,7 +242,8 @@ def test_what_would_change_the_result_is_refused(change, tmp_path):
 
 
 def test_reference_of_keys():
-    "Every key of gpt-neox stands in one place only, with a default and a meaning; harmless values are harmless, others are refused"
+    """Every key of gpt-neox stands in one place only, with a default and a meaning; harmless values
+    are harmless, others are refused"""
     from shakespeare_neox.engine.recipe import sort_key
 
     neox = json.loads((assets("configs") / "gpt_neox_keys.json").read_text())
@@ -266,7 +280,8 @@ NEOX_OPTIMIZERS = [
 
 @pytest.mark.parametrize("path", sorted(assets("configs").glob("*.yml")), ids=lambda p: p.stem)
 def test_shipped_recipes_open_in_gpt_neox(path):
-    "What gpt-neox checks when it opens a recipe: optimizer's type and params, max_position_embeddings, min_lr below the rate"
+    """What gpt-neox checks when it opens a recipe: optimizer's type and params,
+    max_position_embeddings, min_lr below the rate"""
     settings = read_recipe(path)
     if "num_layers" not in settings:
         pytest.skip("an addition to another recipe")
@@ -284,7 +299,8 @@ def test_shipped_recipes_open_in_gpt_neox(path):
 
 
 def test_gelu_is_erf_and_tanh_when_fused(tmp_path):
-    "Pythia's recipes are fused, so theirs is the tanh form; the constants are those of gpt-neox's kernel"
+    """Pythia's recipes are fused, so theirs is the tanh form; the constants are those of gpt-neox's
+    kernel"""
     x = torch.linspace(-6, 6, 2001, dtype=torch.float64)
     erf, tanh = (
         x * 0.5 * (1 + torch.erf(x / 2**0.5)),
@@ -332,7 +348,8 @@ def tiny(**settings):
 
 
 def test_eval_iters_counts_batches(here):
-    "Not windows, nor tokens: two batches are scored, whatever their size, and the whole split where nothing is said"
+    """Not windows, nor tokens: two batches are scored, whatever their size, and the whole split
+    where nothing is said"""
     score = {}
     for size in (2, 4):
         run = tiny(data_path="sample", eval_iters=2, train_micro_batch_size_per_gpu=size)
@@ -360,7 +377,8 @@ def test_eval_iters_counts_batches(here):
 )
 @torch.no_grad()
 def test_first_loss_and_padded_ids(padding, rows):
-    "A fresh model knows nothing of padding: its loss is ln of the padded size; and even where padded ids are by far the likeliest, none is drawn"
+    """A fresh model knows nothing of padding: its loss is ln of the padded size; and even where
+    padded ids are by far the likeliest, none is drawn"""
     torch.manual_seed(0)
     model = GPT(
         ModelConfig(

@@ -1,4 +1,5 @@
-"Runs that are stopped at any instant, kill -9 included, go on to the same bits as a run that was never stopped."
+"""Runs that are stopped at any instant, kill -9 included, go on to the same bits as a run that was
+never stopped."""
 
 import hashlib
 import itertools
@@ -207,7 +208,7 @@ def test_signals(home, reference):
     command = ["tiny.yml", "--checkpoint_dir", folder]
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         run, n = Running(home, *command), CHANCE.randint(1, 50)
-        run.wait_for(lambda: run.steps() >= n)
+        run.wait_for(lambda run=run, n=n: run.steps() >= n)
         assert run.end(number) == status, run.err.read_text()
         text = run.err.read_text()
         step, told = re.search(
@@ -261,7 +262,8 @@ CHANGES = [
 
 
 class Power:
-    "Counts the changes to the disk; fails at the n-th, before it or half way through it, and nothing is written after that"
+    """Counts the changes to the disk; fails at the n-th, before it or half way through it, and
+    nothing is written after that"""
 
     def __init__(self, at=0, half=False, fail=None):
         self.at, self.half, self.fail, self.done = at, half, fail, []
@@ -349,10 +351,12 @@ EVERY = [
 ]  # the fast tier takes a quarter of the instants, the second and every fourth after it
 
 
-def all_instants(
-    go, prepare, expected, tmp_path, every, halves=dict.fromkeys(n for _, n, h in CHANGES if h)
-):
-    "Lets the power fail at every change that a run makes to the disk, goes on, and lists what is wrong after it"
+HALVES = {name for _, name, half in CHANGES if half}
+
+
+def all_instants(go, prepare, expected, tmp_path, every, halves=HALVES):
+    """Lets the power fail at every change that a run makes to the disk, goes on, and lists what is
+    wrong after it"""
     broken = []
     for at in itertools.count(min(2, every), every):
         for half in (False, True):
@@ -419,7 +423,8 @@ def with_sum(state, change):
 
 
 def test_changed_moments_differ(short, tmp_path, capsys):
-    "Going on from an earlier state gives the same bits; with other moments it does not, and without them it is refused"
+    """Going on from an earlier state gives the same bits; with other moments it does not, and
+    without them it is refused"""
     short(tmp_path / "a", keep_last_n_checkpoints=9)
     expected = outcome(tmp_path / "a")
 
@@ -454,7 +459,8 @@ def test_changed_moments_differ(short, tmp_path, capsys):
 )
 @pytest.mark.parametrize("event, at", [("log", 1), ("evaluation", 3)])
 def test_signal_saves(short, short_outcome, tmp_path, number, error, event, at):
-    "Whenever the signal comes, the state that is kept is the one of the step that the last line names"
+    """Whenever the signal comes, the state that is kept is the one of the step that the last line
+    names"""
 
     def kill(e):
         if (e["event"], e["step"]) == (event, at):
@@ -491,7 +497,8 @@ def content(path):
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 @pytest.mark.parametrize("before", [False, True], ids=["new", "replaced"])
 def test_new_folder_is_whole_or_not_there(before, tmp_path):
-    "A child that dies at the n-th change, for every n: the old folder or the new one, and never a mixture"
+    """A child that dies at the n-th change, for every n: the old folder or the new one, and never a
+    mixture"""
     n, seen = 0, set()
     while n := n + 1:
         path = tmp_path / f"{n}/model"

@@ -80,8 +80,11 @@ import json
 from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 folder = Path(snapshot_download("owner/tiny", allow_patterns=["*.json", "*.safetensors"]))
-print(json.dumps([{str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()},
-                  HfApi().list_repo_files("owner/plays", repo_type="dataset"), Path(hf_hub_download("owner/plays", "acts/one.txt", repo_type="dataset")).read_text()]))
+files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+texts = {str(p.relative_to(folder)): p.read_text() for p in files}
+listed = HfApi().list_repo_files("owner/plays", repo_type="dataset")
+one = Path(hf_hub_download("owner/plays", "acts/one.txt", repo_type="dataset")).read_text()
+print(json.dumps([texts, listed, one]))
 """
 
 
@@ -116,7 +119,8 @@ api, folder, kind = HfApi(token="hf_any"), Path(os.environ["FOLDER"]), os.enviro
 for _ in range(2): api.create_repo("owner/new", repo_type=kind, exist_ok=True)
 api.upload_folder(repo_id="owner/new", folder_path=folder, repo_type=kind)
 got = Path(snapshot_download("owner/new", repo_type=kind))
-for p in folder.rglob("*"): assert p.is_dir() or (got/p.relative_to(folder)).read_bytes() == p.read_bytes(), p
+for p in folder.rglob("*"):
+    assert p.is_dir() or (got / p.relative_to(folder)).read_bytes() == p.read_bytes(), p
 """
 
 
@@ -158,7 +162,8 @@ def seen(repo):
         first = type(e).__name__
         while getattr(e, "response", None) is None: e = e.__cause__
         return first, e.response.status_code
-print(json.dumps({repo: seen(repo) for repo in ("owner/a", "owner/b", "owner/c", "owner/d", "owner/e", "owner/unknown")}))
+repos = [f"owner/{name}" for name in ("a", "b", "c", "d", "e", "unknown")]
+print(json.dumps({repo: seen(repo) for repo in repos}))
 """
 
 

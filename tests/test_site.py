@@ -20,7 +20,7 @@ for needed in ("sphinx", "myst_nb", "nbdev"):
     pytest.importorskip(needed, reason="the site wants: pip install -e '.[docs]'")
 if not (ROOT / ".ci" / "docs.py").exists():
     pytest.skip("no clone here", allow_module_level=True)
-import nbformat
+nbformat = pytest.importorskip("nbformat")
 
 WIDE, NARROW = 1280, 390
 CHROMIUM = (
@@ -67,7 +67,9 @@ def test_links(notebook):
     text = notebook(
         (
             "markdown",
-            "## The `big` step\n[a](02_model.ipynb#How-big-is-it?) [b](tutorials/debugging.ipynb) [c](LICENSE) [d](#The-big-step) [e](https://arxiv.org/x)\n```\n[f](no.ipynb)\n```",
+            "## The `big` step\n[a](02_model.ipynb#How-big-is-it?) "
+            "[b](tutorials/debugging.ipynb) [c](LICENSE) [d](#The-big-step) "
+            "[e](https://arxiv.org/x)\n```\n[f](no.ipynb)\n```",
         )
     )[1].source
     for made in (
@@ -138,12 +140,14 @@ def test_colab_opens_every_notebook():
 
 
 def test_figures_that_are_wide(docs):
-    png = lambda width: [
-        nbformat.v4.new_output(
-            "display_data",
-            {"image/png": docs.base64.b64encode(bytes(16) + width.to_bytes(4)).decode()},
-        )
-    ]
+    def png(width):
+        return [
+            nbformat.v4.new_output(
+                "display_data",
+                {"image/png": docs.base64.b64encode(bytes(16) + width.to_bytes(4)).decode()},
+            )
+        ]
+
     assert (docs.wide(png(701)), docs.wide(png(700)), docs.wide([])) == ("wide", "", "")
 
 
@@ -175,7 +179,10 @@ def test_code_on_a_narrow_screen(docs):
         docs.near("x = 1     # one\ny = 22    # two\n    # three\ns = '   #'")
         == "x = 1  # one\ny = 22  # two\n    # three\ns = '   #'"
     )
-    code = lambda text: f'<span class="pre">{text}</span>'
+
+    def code(text):
+        return f'<span class="pre">{text}</span>'
+
     cells = f"<td>{code('a_b.c')}</td><td>{code('--a_b')}</td>{code('a_b')}"
     assert docs.breakable(cells) == cells.replace("a_b.c", "a_<wbr/>b.<wbr/>c")
 
@@ -294,7 +301,8 @@ def test_every_page_loads_whole(site, browser):
         wrong += [
             (page, "image", src)
             for src in browser.execute_script(
-                "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+                "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => "
+                "i.src)"
             )
         ]
         wrong += [
@@ -336,11 +344,14 @@ def test_every_link_and_anchor_leads_somewhere(site, browser):
     ]
     visit(browser, f"{address}/map.html")
     browser.execute_script(
-        "[...document.querySelectorAll('a')].find(a => a.href.endsWith('#bad-batches-clipping')).click()"
+        "[...document.querySelectorAll('a')].find(a => "
+        "a.href.endsWith('#bad-batches-clipping')).click()"
     )
     assert until(
         browser,
-        "return location.pathname == '/train.html' && Math.abs(document.querySelector('#bad-batches-clipping').getBoundingClientRect().top) < 300",
+        "return location.pathname == '/train.html' && "
+        "Math.abs(document.querySelector('#bad-batches-clipping').getBoundingClientRect().top) < "
+        "300",
     )
 
 
@@ -348,7 +359,8 @@ def test_search_finds_rotary(site, browser):
     visit(browser, f"{site[1]}/search.html?q=rotary")
     href = until(
         browser,
-        "return [...document.querySelectorAll('#search-results li a')].map(a => a.href).find(h => h.includes('/model.html'))",
+        "return [...document.querySelectorAll('#search-results li a')].map(a => a.href).find(h "
+        "=> h.includes('/model.html'))",
     )
     assert href
     visit(browser, href)
@@ -380,12 +392,17 @@ def test_tables_fit(site, browser):
         visit(browser, f"{site[1]}/{page}")
         wide += [
             (page, head)
-            for head in browser.execute_script("""return [...document.querySelectorAll('article table')].filter(
-            t => t.scrollWidth > (t.closest('.pst-scrollable-table-container, .cell_output') ?? t.parentElement).clientWidth + 1).map(t => t.innerText.slice(0, 60))""")
+            for head in browser.execute_script("""
+                const box = '.pst-scrollable-table-container, .cell_output'
+                return [...document.querySelectorAll('article table')]
+                    .filter(t => t.scrollWidth
+                        > (t.closest(box) ?? t.parentElement).clientWidth + 1)
+                    .map(t => t.innerText.slice(0, 60))""")
         ]
     visit(browser, f"{site[1]}/reference/recipe_keys.html")
     row = browser.execute_script(
-        "return [...document.querySelectorAll('tr')].find(r => r.innerText.includes('pipe_partition_method')).innerText"
+        "return [...document.querySelectorAll('tr')].find(r => "
+        "r.innerText.includes('pipe_partition_method')).innerText"
     )
     assert wide == [] and "transformer|mlp" in row and "shared out" in row
 
@@ -395,7 +412,8 @@ def test_home_is_one_screen(site, browser):
     for part in (".home img", ".home pre", "a.button", ".proven table td:last-child a"):
         assert (
             browser.execute_script(
-                "return [...document.querySelectorAll(arguments[0])].at(-1).getBoundingClientRect().bottom",
+                "return "
+                "[...document.querySelectorAll(arguments[0])].at(-1).getBoundingClientRect().bottom",
                 part,
             )
             < 800
@@ -432,11 +450,14 @@ def test_axe_finds_no_serious_fault(site, browser, axe, theme, part):
     ):
         visit(browser, f"{site[1]}/{page}", theme=theme)
         browser.execute_script(
-            "document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none !important}</style>')"
+            "document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none "
+            "!important}</style>')"
         )  # colours as they stay
         browser.execute_script(axe)
         found = browser.execute_async_script(
-            "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations.map(v => [v.impact, v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)])))"
+            "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r "
+            "=> done(r.violations.map(v => [v.impact, v.id, v.nodes.length, "
+            "v.nodes[0].html.slice(0, 160)])))"
         )
         faults += [(page, *f) for f in found if f[0] in ("serious", "critical")]
     assert faults == [], "\n".join(map(str, faults))

@@ -1,4 +1,5 @@
-"The tokenizers that ship: made by the command that README.md names, opened by transformers, lossless; the same wherever they are trained."
+"""The tokenizers that ship: made by the command that README.md names, opened by transformers,
+lossless; the same wherever they are trained."""
 
 import json
 import os
@@ -18,7 +19,10 @@ from shakespeare_neox.tokenizer import train_tokenizer
 SHIPPED = assets("tokenizer")
 KINDS = dict(characters="characters", bpe="byte-level BPE", unigram="unigram")
 by_folder = pytest.mark.parametrize("folder", KINDS)
-VERSE = "ROMEO:\nBut, soft! what light through yonder window breaks?\n  It is the east\n\n\nAnd Juliet is the sun.\n"
+VERSE = (
+    "ROMEO:\nBut, soft! what light through yonder window breaks?\n  It is the east\n\n\nAnd "
+    "Juliet is the sun.\n"
+)
 ODD = " lead \u2581 <|endoftext|><|padding|> naïve e\u0301 👩\u200d👩\u200d👧 \t\r\n \0 𝒳   "
 
 
@@ -55,9 +59,9 @@ def test_shipped_tokenizers(folder):
     from transformers import AutoTokenizer
 
     t, auto = load_tokenizer(SHIPPED / folder), AutoTokenizer.from_pretrained(SHIPPED / folder)
-    assert (
-        repr(t)
-        == f"Tokenizer({KINDS[folder]}, {67 if folder == 'characters' else 1024:,} tokens, end of text 0, padding 1)"
+    assert repr(t) == (
+        f"Tokenizer({KINDS[folder]}, {67 if folder == 'characters' else 1024:,} tokens, end "
+        "of text 0, padding 1)"
     )
     for text in (VERSE, load_corpus("sample").text, *([ODD] if t.kind != "characters" else [])):
         ids = t.encode(text)
@@ -76,8 +80,10 @@ def test_shipped_tokenizers(folder):
 def test_unigram_is_the_same_in_every_process():
     "The library adds up in random order: what is left of it after `stable_pieces` must be nothing"
     code = (
-        "import shakespeare_neox.engine.tokens; from shakespeare_neox.tokenizer import train_tokenizer as t; from shakespeare_neox.engine.corpora import load_corpus as c; "
-        "print(t(c('sample').text, 'unigram', 600).fingerprint, t(c('sample').text, 'unigram', 2000).fingerprint)"
+        "import shakespeare_neox.engine.tokens; from shakespeare_neox.tokenizer import "
+        "train_tokenizer as t; from shakespeare_neox.engine.corpora import load_corpus as c; "
+        "print(t(c('sample').text, 'unigram', 600).fingerprint, t(c('sample').text, 'unigram', "
+        "2000).fingerprint)"
     )
     runs = [
         subprocess.run(

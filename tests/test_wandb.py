@@ -1,4 +1,5 @@
-"A run that logs to Weights & Biases without a login: offline, without a prompt, and with one line that says so."
+"""A run that logs to Weights & Biases without a login: offline, without a prompt, and with one line
+that says so."""
 
 import json
 import os
@@ -88,7 +89,8 @@ def history(folder):
 
 
 def test_what_is_logged_is_what_happened(offline):
-    "Read back from the real file: losses, rates, gradient norms, throughput, evaluations and the recipe equal log.jsonl's"
+    """Read back from the real file: losses, rates, gradient norms, throughput, evaluations and the
+    recipe equal log.jsonl's"""
     folder, _ = offline
     rows, config = history(folder)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

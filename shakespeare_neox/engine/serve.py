@@ -71,6 +71,7 @@ def as_texts(
             raise NeoxError(f"{name}: {text!r:.60} is a {type(text).__name__}, not a text")
     return texts
 
+# %% ../../nbs/engine/serve.ipynb #5e2e003e
 def as_stops(
     stop, # one str, or several
 ) -> list: # of str
@@ -96,6 +97,7 @@ def prompt_ids(
                         f"{window:,}; shorten it by {len(ids) - window:,}")
     return ids
 
+# %% ../../nbs/engine/serve.ipynb #5e2e004c
 def encode_prompts(
     model: GPT, # its window
     tokenizer: Tokenizer, # its vocabulary
@@ -170,6 +172,7 @@ def stop_at(
     ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s and s in text]
     return min(ends)[1] if ends else None
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0040
 def held_back(
     text: str, # drawn so far
     stop: list, # strings that end the text
@@ -225,6 +228,16 @@ def add(self: Continuation,
     return self.give(end)
 
 @patch
+def finish(self: Continuation) -> str:
+    "What is left when no more ids come"
+    if self.ended:
+        return ""
+    self.ended = True
+    self.held += self.stream.rest()
+    return self.give(stop_at(self.held, self.stop))
+
+# %% ../../nbs/engine/serve.ipynb #5e2e003b
+@patch
 def collect(self: Continuation,
     new: int, # the next id
 ):
@@ -238,15 +251,6 @@ def collect(self: Continuation,
         self.held = self.stream.add(*self.unread)
         self.finish()
 
-@patch
-def finish(self: Continuation) -> str:
-    "What is left when no more ids come"
-    if self.ended:
-        return ""
-    self.ended = True
-    self.held += self.stream.rest()
-    return self.give(stop_at(self.held, self.stop))
-
 # %% ../../nbs/engine/serve.ipynb #5e2e001a
 def end_ids(
     model: GPT, # what its folder says
@@ -257,6 +261,7 @@ def end_ids(
     named = named if isinstance(named, list) else [named]
     return {tokenizer.eot_id, *named} - {None}
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0043
 def decode_stream(
     tokenizer: Tokenizer, # of the ids
     ids: list, # as they are drawn, one by one
@@ -306,6 +311,7 @@ def make_decoder(
         raise NeoxError(f"no memory for a cache of {n_rows:,} rows of {slots:,} positions; "
                         "lower batch_size or max_new_tokens") from None
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0046
 def by_length(
     prompts: list, # ids of each
     stretch: int, # prompts that are sorted together
@@ -356,6 +362,7 @@ def progress_line(
     return (f"{n_done:>6,}/{n_prompts:,} prompts  {n_tokens/seconds:,.0f} tokens/s  "
             f"{left//60}:{left%60:02d} left")
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0049
 def generate_many(
     model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model

@@ -974,7 +974,7 @@ def test_the_size_that_a_text_supports(kind, data, capsys):
     ids=["str", "list", "empty pieces", "generator"],
 )
 def test_learning_from_nothing(text, kind):
-    from shakespeare_neox.tokenizer import train_tokenizer
+    from shakespeare_neox.engine.vocab import train_tokenizer
 
     with pytest.raises(NeoxError, match="empty"):
         train_tokenizer(text, kind)

@@ -28,6 +28,8 @@ COMMANDS = dict(
     neox_report="engine.report",
     neox_tune="engine.tune",
     neox_generate="engine.serve",
+    neox_archive="engine.archive",
+    neox_verify="engine.archive",
 )
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"

@@ -20,7 +20,7 @@ from shakespeare_neox.engine.corpora import CORPORA, load_corpus, own_files
 from shakespeare_neox.engine.run import neox_train_main as train
 from shakespeare_neox.engine.tokens import TokenFile, load_tokenizer
 from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("here")
 STORIES = [f"Story {i}. The lamp spoke to the fox, and the fox said: {i * i}." for i in range(60)]

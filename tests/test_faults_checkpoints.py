@@ -30,8 +30,8 @@ from shakespeare_neox.engine.device import training_bytes
 from shakespeare_neox.engine.run import neox_train_main
 from shakespeare_neox.engine.serve import generate, neox_generate_main
 from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 from shakespeare_neox.model import GPT, Attention, ModelConfig, count_parameters
-from shakespeare_neox.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("here")
 SIZES = dict(
@@ -174,7 +174,7 @@ import sys
 from pathlib import Path
 import torch
 from shakespeare_neox.model import GPT, ModelConfig
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 shape = dict(num_layers=2, hidden_size=16, num_attention_heads=2, seq_length=16, vocab_size=6)
 models, n = [], 0
 for value in (1.0, 2.0):
@@ -1121,7 +1121,7 @@ def test_attention_does_not_depend_on_a_global(precision):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
-        assert Attention(ModelConfig(**SIZES)).onednn is False
+        assert Attention(ModelConfig(**SIZES)).kernel.onednn is False
     finally:
         torch.set_float32_matmul_precision(before)
 

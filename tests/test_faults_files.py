@@ -797,7 +797,7 @@ def test_a_command_replaces_its_own_only_when_told(here, capsys, command):
             ["--tokenizer_path", "letters"] if command == "neox_prepare" else []
         )
 
-    from shakespeare_neox.tokenizer import train_tokenizer
+    from shakespeare_neox.engine.vocab import train_tokenizer
 
     (here / "letters").mkdir()
     train_tokenizer("abcdefghstuvwxyz").save(here / "letters")

@@ -30,8 +30,8 @@ from shakespeare_neox.engine.serve import (
     stream,
 )
 from shakespeare_neox.engine.tokens import adopt
+from shakespeare_neox.engine.vocab import CheckedTokenizer, train_tokenizer
 from shakespeare_neox.model import GPT, ModelConfig
-from shakespeare_neox.tokenizer import Tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("here")
 COMMAND = "from shakespeare_neox.engine.serve import neox_generate_main as main; main()"
@@ -232,10 +232,12 @@ def test_decoding_grows_with_the_text(ids, monkeypatch):
 
     def decoded(n):
         counted = []
-        decode = Tokenizer.decode
+        decode = CheckedTokenizer.decode
         with monkeypatch.context() as patch:
             patch.setattr(
-                Tokenizer, "decode", lambda self, ids: counted.append(len(ids)) or decode(self, ids)
+                CheckedTokenizer,
+                "decode",
+                lambda self, ids: counted.append(len(ids)) or decode(self, ids),
             )
             text = "".join(decode_stream(tokenizer, (one * n)[:n]))
         assert text == tokenizer.decode((one * n)[:n])

@@ -13,7 +13,7 @@ from conftest import refuses, succeeds, tree
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from shakespeare_neox.data import eval_batches, get_batch, read_split
+from shakespeare_neox.data import eval_batches, get_batch
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.engine.tokens import (
@@ -26,9 +26,10 @@ from shakespeare_neox.engine.tokens import (
     neox_tokenizer_main,
     preparation_key,
     prepare,
+    read_split,
     write_header,
 )
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 
 PLAY = load_corpus("sample").text
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -1028,7 +1029,7 @@ def test_what_is_no_text_to_learn_from_is_one_line(text, part, kind):
 
 
 def test_unigram_pieces_that_take_long_are_said(monkeypatch, capfd):
-    import shakespeare_neox.tokenizer as module
+    import shakespeare_neox.engine.vocab as module
 
     letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 10_000))
     from shakespeare_neox.engine.base import say_once

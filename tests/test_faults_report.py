@@ -60,8 +60,8 @@ def write_log(folder, *events, end="\n"):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     "A run's folder, put together by hand"
+    from shakespeare_neox.engine.vocab import train_tokenizer
     from shakespeare_neox.model import GPT, ModelConfig
-    from shakespeare_neox.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("finished") / "lesson"
     folder.mkdir()

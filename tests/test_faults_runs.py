@@ -626,7 +626,7 @@ def test_resuming_after_the_text_changed(change, complete, capsys):
 
 
 def test_resuming_after_prepared_data_or_the_tokenizer_changed(capsys):
-    from shakespeare_neox.tokenizer import train_tokenizer
+    from shakespeare_neox.engine.vocab import train_tokenizer
 
     for name, text in (("a.txt", TEXT), ("b.txt", TEXT.replace("lead", "gold"))):
         Path(name).write_text(text)

@@ -9,7 +9,7 @@ import torch
 from servers import hub  # noqa: F401 (fixtures)
 
 from shakespeare_neox.engine.corpora import load_corpus
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 
 OPEN = """
 import json, torch

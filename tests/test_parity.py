@@ -20,8 +20,8 @@ from shakespeare_neox.engine.checkpoints import (
 )
 from shakespeare_neox.engine.decode import generate_ids
 from shakespeare_neox.engine.serve import generate
+from shakespeare_neox.engine.vocab import train_tokenizer
 from shakespeare_neox.model import GPT, Cache, ModelConfig, count_parameters
-from shakespeare_neox.tokenizer import train_tokenizer
 
 transformers = pytest.importorskip("transformers")
 AutoModel, AutoTokenizer, AutoConfig = (

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shakespeare_neox.data import eval_batches, get_batch, read_split, windows
+from shakespeare_neox.data import eval_batches, get_batch, windows
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
 from shakespeare_neox.engine.recipe import TrainConfig, merge, parse_override, read_yaml
@@ -25,9 +25,10 @@ from shakespeare_neox.engine.tokens import (
     divide,
     id_type,
     load_tokenizer,
+    read_split,
     write_header,
 )
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 
 settings.register_profile("neox", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("neox")

@@ -2,15 +2,18 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from shakespeare_neox.data import Batch
 from shakespeare_neox.engine import show
 from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.vocab import train_tokenizer
 from shakespeare_neox.model import GPT, ModelConfig
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.train import Callback, Trainer
 
 transformers = pytest.importorskip("transformers")
 VERSE = (
@@ -151,6 +154,9 @@ def test_surprise_picture(model, characters):
     assert shares[1:] == pytest.approx([0.6 * min(1, n / blind) for n in nats[1:]], abs=0.006)
     lines = shown.text.splitlines()
     assert [int(d) for d in lines[1].split()[0]] == [min(9, round(n)) for n in nats[1:7]]
+    notes = re.findall(r'title="([^"]*)"', shown.html)
+    assert "first token" in notes[0] and "nan" not in shown.html and "nan" not in shown.text
+    assert f"{math.exp(-nats[1]):.2%}" in notes[1] and show.DIGITS in lines
 
 
 def inside(html):
@@ -244,6 +250,23 @@ def test_embeddings_of_words(pairs):
     assert f"{len(shown.values)} of {pairs.vocab_size} tokens" in shown.text
 
 
+def test_labels_of_embeddings_lie_apart(characters, pairs):
+    "Also where many tokens have the same embedding"
+    for tokenizer in (characters, pairs):
+        model = random_model(vocab_size=tokenizer.vocab_size)
+        boxes_apart(show.show_embeddings(model, tokenizer).figure)
+        with torch.no_grad():
+            model.embed.weight[8:] = model.embed.weight[8]
+        boxes_apart(show.show_embeddings(model, tokenizer).figure)
+
+
+def test_labels_with_room_stay():
+    points = torch.tensor([[0.0, 0], [1.5, 0], [0.1, 0.7], [5, 5]])
+    places = show.apart(points, torch.ones(4, 2))
+    assert torch.allclose(places[[1, 3]], points[[1, 3]].double(), atol=1e-4)
+    assert not torch.allclose(places, points.double(), atol=1e-2)
+
+
 CONFIGS = [
     *FAMILIES.values(),
     dict(gpt_j_residual=True),
@@ -298,6 +321,62 @@ def test_a_drawing_can_be_read(settings, size):
     large = dict(hidden_size=48 * size, seq_length=128 * size, vocab_size=50_000)
     config = ModelConfig(**{**SIZES, **large, **settings})
     boxes_apart(show.draw_model(config).figure)
+
+
+@pytest.mark.parametrize("settings", CONFIGS, ids=str)
+def test_a_simple_drawing(settings):
+    config = random_model(**settings).config
+    drawn, whole = show.draw_model(config, simple=True), show.draw_model(config)
+    boxes_apart(drawn.figure)
+    assert drawn.values == whole.values and drawn.text != whole.text
+    written = " ".join(t.get_text() for ax in drawn.figure.axes for t in ax.texts)
+    for part in ("embed", "2 × block", "attention", "MLP", "head", f"{config.padded_vocab_size} "):
+        assert part in written and part in drawn.text
+    assert "qkv" not in written and "norm" not in written
+
+
+def test_curves():
+    curves = {"list": [3.0, 2.0], "dict": {10: 3.0, 20: 2.5}, "pair": ((1, 2), torch.ones(2))}
+    shown = show.show_curves(curves, "step", "loss", "Down", {"bigram": 2.48}, ylim=(1, 4))
+    ax = shown.figure.axes[0]
+    drawn = [tuple(map(list, line.get_data())) for line in ax.lines[:3]]
+    assert drawn == [([0, 1], [3, 2]), ([10, 20], [3, 2.5]), ([1, 2], [1, 1])]
+    assert drawn == list(shown.values.values())
+    assert list(ax.lines[3].get_ydata()) == [2.48, 2.48]
+    assert [t.get_text() for t in ax.texts] == ["bigram"] and ax.get_ylim() == (1, 4)
+    assert len({line.get_color() for line in ax.lines}) == 4
+    assert "Down" in shown.text and "dict: loss from 3 to 2.5" in shown.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_inside_a_run(characters, fails):
+    model, inside = random_model(), show.Inside()
+    ids = torch.tensor([characters.encode(VERSE)[:40]])
+    weight = model.blocks[-1].mlp.up.weight
+    seen = [weight.detach().clone()]
+
+    class Watch(Callback):
+        def step(self, trainer):
+            seen.append(weight.detach().clone())
+            if fails and trainer.step == 2:
+                raise KeyboardInterrupt
+
+    trainer = Trainer(
+        model,
+        torch.optim.SGD(model.parameters()),
+        lambda step: [Batch(ids[:, :20], ids[:, 1:21]), Batch(ids[:, 19:-1], ids[:, 20:])],
+        lambda step: 0.01,
+        n_steps=3,
+        callbacks=[inside, Watch()],
+    )
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        trainer.fit()
+    sizes, norms, updates = inside.curves.values()
+    expected = [((b - a).norm() / a.norm()).item() for a, b in zip(seen, seen[1:])]
+    assert updates == pytest.approx(expected, rel=1e-4) and min(updates) > 0
+    assert len(sizes) == len(norms) == len(updates) == (2 if fails else 3)
+    assert norms[-1] == trainer.gradient_norm
+    assert not model.blocks[-1]._forward_hooks
 
 
 def luminance(color):

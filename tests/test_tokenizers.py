@@ -14,7 +14,7 @@ import pytest
 from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.engine.corpora import load_corpus
 from shakespeare_neox.engine.tokens import load_tokenizer, neox_tokenizer_main
-from shakespeare_neox.tokenizer import train_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
 
 SHIPPED = assets("tokenizer")
 KINDS = dict(characters="characters", bpe="byte-level BPE", unigram="unigram")
@@ -80,7 +80,7 @@ def test_shipped_tokenizers(folder):
 def test_unigram_is_the_same_in_every_process():
     "The library adds up in random order: what is left of it after `stable_pieces` must be nothing"
     code = (
-        "import shakespeare_neox.engine.tokens; from shakespeare_neox.tokenizer import "
+        "import shakespeare_neox.engine.tokens; from shakespeare_neox.engine.vocab import "
         "train_tokenizer as t; from shakespeare_neox.engine.corpora import load_corpus as c; "
         "print(t(c('sample').text, 'unigram', 600).fingerprint, t(c('sample').text, 'unigram', "
         "2000).fingerprint)"

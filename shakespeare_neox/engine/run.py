@@ -34,6 +34,7 @@ from ..data import Batch, batch_starts, eval_batches, get_batch, windows
 from .base import (NeoxError, assets, cache_folder, command, is_main,
                                           is_ours, locked, new_folder, read_json, reason, say,
                                           write_whole)
+from .attention import use_onednn
 from .checkpoints import family_for
 from .corpora import Corpus, given_texts, load_corpus
 from .device import (LONG_RUN, DeviceTrainer, TorchSettings, check_alike,
@@ -50,8 +51,9 @@ from .state import (Plan, Run, RunData, check_folder, claim_folder, digest,
                                            versions)
 from .tokens import (TokenFile, load_tokenizer, preparation_key, prepare,
                                             write_header)
+from .vocab import train_tokenizer
 from ..model import GPT, flops_per_token, sample, summary
-from ..tokenizer import Tokenizer, train_tokenizer
+from ..tokenizer import Tokenizer
 from ..train import Callback, score, token_losses
 
 # %% ../../nbs/engine/run.ipynb #37f0846d
@@ -445,7 +447,7 @@ def make_run(
     with settings:
         torch.manual_seed(c.seed)
         model = (model or GPT(config)).to(accelerator.device)
-        model.use_onednn(settings.onednn)
+        use_onednn(model, settings.onednn)
         model.checkpoint_activations = c.checkpoint_activations
         average = None
         if c.average_steps:                                 # before accelerate wraps the model

@@ -794,7 +794,8 @@ def test_collected_texts_are_the_streamed_ones():
             ids = [rng.randrange(2, n) for _ in range(length)]
             before = tokenizer.backend.encode(TEXT[: 3 * length % 7]).ids
             texts = [
-                Continuation(tokenizer, before, stop, most=length) for stop in ((), ["\0"], ())
+                Continuation(tokenizer, before, stop, most=length)
+                for stop in ((), ["that never comes"], ())
             ]
             for new in ids:
                 for text in texts[:2]:

@@ -236,7 +236,7 @@ def finish(self: Continuation) -> str:
     self.held += self.stream.rest()
     return self.give(stop_at(self.held, self.stop))
 
-# %% ../../nbs/engine/serve.ipynb #5e2e003b
+# %% ../../nbs/engine/serve.ipynb #5e2e0051
 @patch
 def collect(self: Continuation,
     new: int, # the next id

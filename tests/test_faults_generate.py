@@ -522,7 +522,7 @@ def test_prompt_file_that_is_a_fifo(folder, capsys):
     refuses(
         neox_generate_main, ["m", "--prompt_file", "p.txt"], capsys, "p.txt", "not a regular file"
     )
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 30  # it would wait for ever
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices")
@@ -540,7 +540,7 @@ def test_prompt_file_that_is_huge(folder, capsys):
         f.truncate(2**40)
     start = time.perf_counter()
     refuses(neox_generate_main, ["m", "--prompt_file", "p.txt"], capsys, "p.txt", "MB")
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 30
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import shutil
+import subprocess
 import sys
 import textwrap
 import time
@@ -24,6 +25,7 @@ from nbdev.processors import FilterDefaults
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import article
 from glossary import Linker, read_terms
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,11 +40,16 @@ SIDEBAR = {
     "Start": "index tutorials/shakespeare_training_notebook",
     "Lessons": "0[0-8]_*",
     "Tutorials": "tutorials/*",
+    "To tell others": "article talk",
     "The engine": "engine/*",
     "Reference": "map reference/*",
     "Benchmarks": "09_*",
 }  # a page stands under the first caption that it fits
 START, FIRST = "Getting started", "tutorials/shakespeare_training_notebook.ipynb"
+DOWNLOADS = {
+    "article": ("The article as Markdown, with its pictures", "article.zip"),
+    "talk": ("Open the slides", "talk/slides.html"),
+}  # what is built from a page and stands beside it
 MADE = [
     "reference/commands",
     "reference/credits",
@@ -334,6 +341,9 @@ def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
         f"[Open in Colab]({COLAB}/blob/{BRANCH}/{file}){{.button}} "
         f"[Source]({GITHUB}/blob/{BRANCH}/{file}){{.button}}",
     ]
+    if name in DOWNLOADS:
+        words, target = DOWNLOADS[name]
+        head.append(f'<a class="button" href="{target}">{words}</a>')
     kernel = {
         "kernelspec": {"name": "python3", "display_name": "Python 3"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -637,6 +647,12 @@ def build(source: Path, out: Path):
         raise SiteError(f"{app._warncount} warnings, see above")
 
 
+def add_downloads(out: Path):
+    "The deck of slides, and the article as one file; Sphinx builds once in a process"
+    subprocess.run([sys.executable, ROOT / ".ci/slides.py", out / "talk"], check=True)
+    article.main(out / "article")
+
+
 if __name__ == "__main__":
     started = time.time()
     work, out = ROOT / "_proc", ROOT / get_config().doc_path.name
@@ -646,6 +662,7 @@ if __name__ == "__main__":
         write(work / "site")
         build(work / "site", work / "html")
         (work / "html").rename(out)
+        add_downloads(out)
     except SiteError as e:
         sys.exit(f"docs: {e}")
     print(

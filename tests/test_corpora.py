@@ -611,11 +611,11 @@ def test_twelve_billion_parameters_on_a_laptop(monkeypatch, capsys):
         "max_position_embeddings=2048",
     ]
     monkeypatch.setattr(device_module, "device_bytes", lambda device: 16 * 2**30)
-    start = time.perf_counter()
+    start = time.process_time()
     line = refuses(train, large, capsys, "training this model needs about", "17 GB", "--force")
     assert (
         int(line.split("needs about ")[1].split(" GB")[0]) > 180
-        and time.perf_counter() - start < 20
+        and time.process_time() - start < 20
         and not Path("runs").exists()
     )
     monkeypatch.setattr(device_module, "device_bytes", lambda device: 1000)

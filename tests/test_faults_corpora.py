@@ -1380,9 +1380,9 @@ def test_plain_keeps_fields_as_they_are():
 
 
 def quickly(name, *parts, seconds=5, **settings):
-    start = time.perf_counter()
+    start = time.process_time()
     line = refused(name, *parts, **settings)
-    assert time.perf_counter() - start < seconds, line
+    assert time.process_time() - start < seconds, line
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files here")

@@ -842,14 +842,14 @@ def test_a_huge_id_costs_neither_time_nor_memory(place, large, tmp_path):
             max_input_chars_per_word=100,
         )
     (folder / "tokenizer.json").write_text(json.dumps(spec))
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     if place.startswith("added"):
         assert load_tokenizer(folder).vocab_size == 401
     else:
         with pytest.raises(NeoxError, match=f"largest id is {large:,}"):
             load_tokenizer(folder)
     assert (
-        time.time() - began < 5
+        time.process_time() - began < 5
         and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
     )  # kB
 
@@ -1045,9 +1045,9 @@ def test_a_word_without_an_end_is_learned_in_seconds():
     "200,000 letters in a row took a minute; encoding them is not capped, and loses nothing"
     letters = np.random.default_rng(0).choice(list("ACGT"), 200_000)
     text = "".join(letters)
-    began = time.time()
+    began = time.process_time()
     made = train_tokenizer(text, "bpe", 1000)
-    assert time.time() - began < 20
+    assert time.process_time() - began < 20
     assert made.decode(made.encode(text)) == text
     assert (
         json.loads(made.backend.to_str())["pre_tokenizer"]

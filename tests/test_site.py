@@ -212,6 +212,7 @@ def site(docs, tmp_path_factory):
     work = tmp_path_factory.mktemp("site")
     docs.write(work / "site")
     docs.build(work / "site", work / "html")
+    docs.add_downloads(work / "html")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -227,7 +228,9 @@ def site(docs, tmp_path_factory):
 
 def pages(folder):
     return sorted(
-        p.relative_to(folder).as_posix() for p in folder.rglob("*.html") if "_static" not in p.parts
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*.html")
+        if not {"_static", "talk"} & set(p.parts)
     )
 
 

@@ -33,9 +33,7 @@ def render(path: Path) -> tuple:
         text = text.replace(f"]({name})", f"](nbs/index_files/{name})").replace(
             "![png]", "![loss curve and sample text]"
         )
-    text = re.sub(
-        r"\]\(((?:\d\d_\w+|map|(?:engine|tutorials|reference)/\w+)\.ipynb)\)", r"](nbs/\1)", text
-    )
+    text = re.sub(r"\]\((?!\w+:)([\w/]+\.ipynb)\)", r"](nbs/\1)", text)
     return NOTE + title + "\n\n" + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", figures
 
 

@@ -28,7 +28,7 @@ TINY = [
     "sample_tokens=20",
 ]
 NOTES = re.compile(
-    r"\(command line\)$|; licence: |: not read: "
+    r"^command line overrides |^    \w.* -> |\(command line\)$|; licence: |: not read: "
 )  # overrides and corpora are told before anything can go wrong
 SECONDS = float(
     os.environ.get("NEOX_TEST_SECONDS", 600)

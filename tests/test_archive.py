@@ -131,6 +131,19 @@ def test_what_is_in_it(trained, packed, opened):
     assert len((opened / "samples/best.txt").read_text()) == 40
 
 
+def test_places_of_a_run_stay_out(trained):
+    shutil.copytree(trained, "run")
+    shutil.copytree(trained / "best", "letters")
+    settings = yaml.safe_load(Path("run/config.yml").read_text())
+    places = dict(vocab_file=str(Path("letters").resolve()))
+    Path("run/config.yml").write_text(yaml.safe_dump(settings | places))
+    pack_run("run", "run.zip", max_new_tokens=5)
+    open_archive("run.zip", _empty("opened"))
+    kept = yaml.safe_load(Path("opened/config.yml").read_text())
+    assert kept["data_path"] == "data" and not {"vocab_file", "save", "load"} & set(kept)
+    assert kept["num_layers"] == settings["num_layers"]
+
+
 def test_no_path_of_the_machine(trained, opened):
     places = [str(trained.parent), str(Path.home()) + os.sep, str(Path.cwd())]
     for name in contents(opened):

@@ -42,7 +42,7 @@ def test_as_good_as_its_card_says():
     from shakespeare_neox.engine.run import open_data
     from shakespeare_neox.train import score
 
-    files = open_data(load_config("shakespeare_cpu").train)[0]
+    files = open_data(load_config("shakespeare_cpu").train).files
     said = float(
         re.search(
             r"lowest validation loss \| ([\d.]+)",

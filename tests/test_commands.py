@@ -102,7 +102,8 @@ def test_from_text_to_verse():
 def test_train_again_and_repeat():
     command = ["quickstart", *TINY]
     out, err = run("neox_train", *command)
-    overridden = re.findall(r"^(\w+): .+ -> .+ \(command line\)$", err, re.M)
+    said = re.search(r"^command line overrides (.+(?:\n    .+)*)", err, re.M)[1]
+    overridden = re.findall(r"(\w+) [^,]+ -> ", said)
     assert len(overridden) == len(set(overridden)) and {
         "num_layers",
         "hidden_size",

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import refuses, succeeds, tree
@@ -19,6 +20,7 @@ from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.checkpoints import find_checkpoint, open_checkpoint
 from shakespeare_neox.engine.decode import generate_ids
 from shakespeare_neox.engine.serve import (
+    Continuation,
     decode_stream,
     encode_prompts,
     generate,
@@ -769,3 +771,35 @@ def test_a_reader_that_goes_away(more, folder):
         writer.wait(60) in (0, 141)
         and [line for line in err.splitlines() if "prompts  " not in line] == []
     ), err
+
+
+def test_memory_stays_flat_while_it_writes(small):
+    "Keys and values of all ids would take 16 MB here; one window of them takes 0.2"
+    tokenizer = small[1]
+    config = ModelConfig(2, 128, 2, 32, tokenizer.vocab_size, pos_emb="rotary")
+    steps = generate_ids(GPT(config).eval(), tokenizer, [[5, 6], [7]], max_new_tokens=5000)
+    process, sizes = psutil.Process(), {}
+    for n, _ in enumerate(steps, 1):
+        if n in (1000, 5000):
+            sizes[n] = process.memory_info().rss
+    assert 4000 * 2 * 2 * 2 * config.hidden_size * 4 > 16e6 and sizes[5000] - sizes[1000] < 4e6
+
+
+def test_collected_texts_are_the_streamed_ones():
+    "Decoded once at the end, id by id, or with a stop string that never comes"
+    for kind in TOKENIZERS:
+        tokenizer, rng = TOKENIZERS[kind](), random.Random(1)
+        n = tokenizer.backend.get_vocab_size()
+        for length in range(1, 30):
+            ids = [rng.randrange(2, n) for _ in range(length)]
+            before = tokenizer.backend.encode(TEXT[: 3 * length % 7]).ids
+            texts = [
+                Continuation(tokenizer, before, stop, most=length)
+                for stop in ((), ["that never comes"], ())
+            ]
+            for new in ids:
+                for text in texts[:2]:
+                    text.collect(new)
+                texts[2].add(new)
+            assert len({text.text for text in texts}) == 1, (kind, before, ids)
+            assert all(text.ended and text.n_ids == length for text in texts)

@@ -1433,7 +1433,7 @@ def test_full_memory_while_a_sample_is_written(kind, monkeypatch, capsys):
         train("quickstart", save="run", **SMALL)
     assert (
         capsys.readouterr().err.count(
-            "out of memory while a sample was written at step 4; the run goes on without it"
+            "out of memory while a sample was generated at step 4; the run goes on without it"
         )
         == 1
     )

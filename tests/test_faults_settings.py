@@ -22,6 +22,7 @@ from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.engine.recipe import (
     OWN_KEYS,
     TrainConfig,
+    fit_to_text,
     load_config,
     merge,
     parse_override,
@@ -31,6 +32,7 @@ from shakespeare_neox.engine.recipe import (
     recipe_keys,
     sort_settings,
 )
+from shakespeare_neox.engine.run import make_run
 from shakespeare_neox.engine.run import neox_train_main as train
 from shakespeare_neox.model import ModelConfig
 
@@ -782,20 +784,20 @@ def test_settings_stay_as_they_were_given():
 
 def test_sorting_does_not_change_merged_settings():
     name, merged = read_recipes("quickstart")
-    merge(merged, dict(data_path="mine.txt"), "command line")
+    merge(merged, dict(data_path="mine.txt"), where="command line")
     before = copy.deepcopy(merged)
     for _ in range(2):
         sort_settings(name, merged)
         assert merged == before and vars(merged) == vars(before)
-    put("mine.txt", "to be\n" * 2000)
     merged = dict(data_path="mine.txt", fit_to_text=True, pos_emb="rotary")
     before = copy.deepcopy(merged)
-    assert sort_settings("x", merged).model["num_layers"] == 2 and merged == before
+    open_recipe = sort_settings("x", merged)
+    assert fit_to_text(open_recipe, 12_000).model["num_layers"] == 2
+    assert merged == before and open_recipe.settings == before
+    assert open_recipe.model == dict(pos_emb="rotary")
 
 
 def test_training_does_not_change_a_recipe():
-    from shakespeare_neox.engine.run import make_run
-
     opened = load_config(recipe(save="run", train_batch_size=4))
     opened.train.train_iters, opened.train.train_epochs = None, 1
     before = copy.deepcopy(opened)
@@ -1014,11 +1016,10 @@ def test_names_are_shown_safely():
 
 
 def test_override_is_told_in_one_line(capsys):
-    merge(settings := dict(sample_prompt="\n"), dict(sample_prompt="a\nb"), "here")
-    assert (
-        settings == dict(sample_prompt="a\nb")
-        and capsys.readouterr().err == "sample_prompt: '\\n' -> 'a\\nb' (here)\n"
-    )
+    settings = dict(sample_prompt="\n")
+    merge(settings, dict(sample_prompt="a\nb"), where="here")
+    assert settings == dict(sample_prompt="a\nb")
+    assert capsys.readouterr().err == "here overrides sample_prompt '\\n' -> 'a\\nb'\n"
 
 
 # numbers and names that would not mean what they say
@@ -1114,8 +1115,8 @@ def test_home_in_a_path(monkeypatch, here, capsys):
         sorted(p.name for p in here.iterdir()) == ["home", "my.yml"]
         and (here / "home" / "run" / "best").is_dir()
     )
-    fitted = load_config("quickstart", fit_to_text=True, data_path="~/x.txt")
-    assert fitted.train.train_iters
+    fitted = load_config("book", data_path="~/x.txt")
+    assert make_run(fitted).plan.n_steps == 300
 
 
 def test_home_in_a_flag(monkeypatch, here):
@@ -1153,11 +1154,14 @@ def test_shipped_recipe(path, capsys):
         else ["shakespeare_cpu", *["fast"] * (path.stem != "fast")]
     )
     opened = load_config(*base, path.stem)
+    if own.get("fit_to_text"):
+        opened = fit_to_text(opened, 1_000_000)
     assert "ignored" not in capsys.readouterr().err
     for key, value in own.items():
         assert opened.settings[key] == value or isinstance(value, dict), key
     assert opened.model_config(65).padded_vocab_size >= 65
-    assert load_config(*base, str(path)).settings == opened.settings
+    again = load_config(*base, str(path))
+    assert fit_to_text(again, 1_000_000).settings == opened.settings
     assert read_yaml(write_yaml(opened.settings), "here") == opened.settings
 
 

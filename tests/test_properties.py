@@ -616,8 +616,9 @@ def test_merge_leaves_its_arguments():
 
 
 def test_merge_says_each_override_once(capsys):
-    merge(dict(a=1, o=dict(lr=1, eps=3)), dict(a=2, o=dict(lr=4, eps=3), new=1), "here")
-    assert capsys.readouterr().err == "a: 1 -> 2 (here)\no.lr: 1 -> 4 (here)\n"
+    settings = dict(a=1, o=dict(lr=1, eps=3))
+    merge(settings, dict(a=2, o=dict(lr=4, eps=3), new=1), dict(new=2), where="here")
+    assert capsys.readouterr().err == "here overrides a 1 -> 2, o.lr 1 -> 4, new 1 -> 2\n"
 
 
 @given(

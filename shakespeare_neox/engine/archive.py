@@ -42,9 +42,9 @@ def gather_data(
     data: Path, # an empty folder, takes token files and tokenizer
 ):
     "Copies the text of a run"
-    files, tokenizer, _ = open_data(load_config(run/"config.yml").train)
-    tokenizer.save(data)
-    for part, file in files.items():
+    opened = open_data(load_config(run/"config.yml").train)
+    opened.tokenizer.save(data)
+    for part, file in opened.files.items():
         shutil.copy(file.path, data/f"{part}.bin")
         shutil.copy(file.path.with_suffix(".json"), data/f"{part}.json")
 

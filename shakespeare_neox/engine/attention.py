@@ -60,7 +60,8 @@ class Cache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.length = 0          # slots in use; the next token's position if rows are equally long
-        self.slots = None        # where the next keys go: a slice, or positions (B, 1, T, 1)
+        self.slots = None        # where the next keys go: a slice, or positions (B, T)
+        self.rows = None         # the row of each such position (B, 1)
         self.static = False      # whether attention reads all slots, as compiled code must
 
     def update(self,
@@ -73,7 +74,8 @@ class Cache:
             if isinstance(self.slots, slice):
                 store[layer, :, :, self.slots] = new
             else:
-                store[layer].scatter_(2, self.slots.expand_as(new), new.to(store.dtype))
+                new = new.transpose(1, 2).to(store.dtype)    # (B, T, H_kv, D), as two indices give
+                store[layer][self.rows, :, self.slots] = new
         n = self.keys.shape[3] if self.static else self.length
         return self.keys[layer, :, :, :n], self.values[layer, :, :, :n]
 
@@ -101,7 +103,8 @@ def extend(
         positions = torch.arange(start, start + T, device=ids.device)[None]
         cache.length, cache.slots = start + T, slice(start, start + T)
     else:
-        cache.slots = positions[:, None, :, None]
+        cache.slots = positions
+        cache.rows = torch.arange(len(ids), device=ids.device)[:, None]
         if not cache.static:
             cache.length = int(positions.max()) + 1
     check_length(cache.length, S, "the cache's length")

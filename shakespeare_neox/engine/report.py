@@ -273,7 +273,7 @@ def describe(
         return "\n    | ".join([f"{at}  {scores}", *lines])
     speed = event["tokens_per_second"]
     left = int((n_steps - event["step"])*run.plan.tokens_in_step/max(1, speed))
-    return (f"{at}  loss {event['loss']:.4f}  rate {event['lr']:.1e}  {speed:,.0f} tokens/s  "
+    return (f"{at}  loss {event['loss']:.4f}  lr {event['lr']:.1e}  {speed:,.0f} tokens/s  "
             f"{left//60}:{left%60:02d} left")
 
 # %% ../../nbs/engine/report.ipynb #5a1f0e02

@@ -99,6 +99,7 @@ class RunData:
     files: dict # {"train": TokenFile, "valid": TokenFile}
     tokenizer: Tokenizer # of the files
     licence: str = "unknown" # of the text
+    name: str = "given in Python" # of the text, for the log
 
     @cached_property
     def fingerprints(self): # {"train", "valid", "tokenizer"}: checksums
@@ -126,6 +127,7 @@ class Run:
     waited: int = 0 # evaluations since the best one
     seconds: float = 0.0 # spent in steps
     compiled: bool = False # whether the model is
+    weights: str = "new" # or "given in Python": where they came from
 
 # %% ../../nbs/engine/state.ipynb #a132f00b
 @patch(as_prop=True)

@@ -64,7 +64,7 @@ def check_rates(
     if not isinstance(steps, int) or steps < 3:
         raise NeoxError(f"steps: {steps!r} are too few for a curve; give 3 or more, such as 120")
     if not 0 < lowest < highest < math.inf:
-        raise NeoxError(f"rates from {lowest!r} to {highest!r}: give two positive ones, "
+        raise NeoxError(f"learning rates from {lowest!r} to {highest!r}: give two positive ones, "
                         "the lower first, such as 1e-5 and 10.0")
 
 # %% ../../nbs/engine/tune.ipynb #46fff591
@@ -105,7 +105,7 @@ def find_rate(
     if len(curve.rates) < 3 or curve.minimum() == curve.rates[0]:
         what = "did not fall" if math.isfinite(loss) else f"became {loss:g}"
         last = trainer.schedule(trainer.step)
-        raise NeoxError(f"the loss {what} at rates from {lowest:g} to {last:g}; "
+        raise NeoxError(f"the loss {what} at learning rates from {lowest:g} to {last:g}; "
                         "give a lower first rate (lowest=), or more steps")
     return curve
 

@@ -39,7 +39,7 @@ COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/
 SIDEBAR = {
     "Start": "index tutorials/shakespeare_training_notebook",
     "Lessons": "0[0-8]_*",
-    "Tutorials": "tutorials/*",
+    "Tutorials": "tutorials/gpt_from_scratch tutorials/nanogpt_on_a_book tutorials/*",
     "To tell others": "article talk",
     "The engine": "engine/*",
     "Reference": "map reference/*",
@@ -357,7 +357,8 @@ def sections(names: list) -> dict:
     "The sidebar: which pages stand under which caption"
     found, left = {}, list(names)
     for caption, patterns in SIDEBAR.items():
-        found[caption] = [n for p in patterns.split() for n in left if fnmatch.fnmatchcase(n, p)]
+        fits = [n for p in patterns.split() for n in left if fnmatch.fnmatchcase(n, p)]
+        found[caption] = list(dict.fromkeys(fits))  # in the order of the patterns
         left = [n for n in left if n not in found[caption]]
     if left:
         raise SiteError(f"nbs/{left[0]}.ipynb: belongs to no part of the sidebar")

@@ -202,6 +202,8 @@ def test_every_page_has_its_place(docs):
         "Reference": ["map"],
     }
     assert docs.sections(["09_speed"]) == {"Benchmarks": ["09_speed"]}
+    tutorials = ["tutorials/datasets", "tutorials/gpt_from_scratch"]
+    assert docs.sections(tutorials) == {"Tutorials": tutorials[::-1]}
     with pytest.raises(docs.SiteError, match="nbs/essay.ipynb"):
         docs.sections(["index", "essay"])
 

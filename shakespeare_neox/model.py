@@ -53,7 +53,7 @@ def rotate(
 ) -> torch.Tensor: # (B, H, T, D)
     "Turns the first `rotary_size` dimensions by their position's angles"
     size = cos.shape[-1]
-    turning, rest = x.split([size, x.shape[-1] - size], dim=-1)
+    turning, rest = x[..., :size], x[..., size:]
     a, b = turning.chunk(2, dim=-1)
     turned = turning*cos + torch.cat([-b, a], dim=-1)*sin
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

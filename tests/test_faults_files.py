@@ -719,6 +719,11 @@ def test_the_current_folder_is_gone(here):
     )
 
 
+def heeding_ctrl_c():
+    "A shell lets its background jobs, of which this test may be one, ignore Ctrl-C"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @posix
 @pytest.mark.parametrize("after", [0.05, 0.3, 0.8, 1.4])
 def test_ctrl_c_in_the_first_seconds(here, after):
@@ -728,6 +733,7 @@ def test_ctrl_c_in_the_first_seconds(here, after):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heeding_ctrl_c,
     )
     assert process.stdout.readline() == "up\n"  # until then, Python itself is starting
     time.sleep(after)

@@ -31,7 +31,7 @@ from shakespeare_neox.engine.serve import (
 )
 from shakespeare_neox.engine.tokens import adopt
 from shakespeare_neox.engine.vocab import CheckedTokenizer, train_tokenizer
-from shakespeare_neox.model import GPT, ModelConfig
+from shakespeare_neox.model import GPT, Cache, ModelConfig
 
 pytestmark = pytest.mark.usefixtures("here")
 COMMAND = "from shakespeare_neox.engine.serve import neox_generate_main as main; main()"
@@ -803,3 +803,13 @@ def test_collected_texts_are_the_streamed_ones():
                 texts[2].add(new)
             assert len({text.text for text in texts}) == 1, (kind, before, ids)
             assert all(text.ended and text.n_ids == length for text in texts)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_position_beyond_the_cache(static, small):
+    "It is an error, and no other row's keys are overwritten"
+    cache = Cache(small[0].config, 2, 8)
+    cache.static = static
+    with torch.no_grad(), pytest.raises(NeoxError, match="the cache's length 8"):
+        small[0](torch.tensor([[5], [6]]), torch.tensor([[8], [2]]), cache=cache)
+    assert not cache.keys.any()

@@ -60,8 +60,8 @@ class Cache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.length = 0          # slots in use; the next token's position if rows are equally long
-        self.slots = None        # where the next keys go: a slice, or positions (B, T)
-        self.rows = None         # the row of each such position (B, 1)
+        self.slots = None        # where the next keys go: a slice, or numbers (B*H_kv*T) of
+                                 # slots, counted over rows and heads
         self.static = False      # whether attention reads all slots, as compiled code must
 
     def update(self,
@@ -74,8 +74,8 @@ class Cache:
             if isinstance(self.slots, slice):
                 store[layer, :, :, self.slots] = new
             else:
-                new = new.transpose(1, 2).to(store.dtype)    # (B, T, H_kv, D), as two indices give
-                store[layer][self.rows, :, self.slots] = new
+                slots = store[layer].view(-1, store.shape[-1])
+                slots.index_copy_(0, self.slots, new.to(store.dtype).flatten(0, 2))
         n = self.keys.shape[3] if self.static else self.length
         return self.keys[layer, :, :, :n], self.values[layer, :, :, :n]
 
@@ -103,10 +103,12 @@ def extend(
         positions = torch.arange(start, start + T, device=ids.device)[None]
         cache.length, cache.slots = start + T, slice(start, start + T)
     else:
-        cache.slots = positions
-        cache.rows = torch.arange(len(ids), device=ids.device)[:, None]
+        heads = torch.arange(len(ids)*cache.keys.shape[2], device=ids.device)
+        cache.slots = (heads.view(len(ids), -1, 1)*S + positions[:, None]).flatten()
         if not cache.static:
             cache.length = int(positions.max()) + 1
+        elif not torch.compiler.is_compiling():      # compiled code cannot look
+            check_length(int(positions.max()) + 1, S, "the cache's length")
     check_length(cache.length, S, "the cache's length")
     if counted and not cache.static and (start == 0 or T == 1):
         return positions, None                  # causal, or one query that sees all

@@ -334,8 +334,7 @@ def test_names_that_lead_elsewhere(name, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFDIR],
+    "kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFDIR]
 )
 def test_links_and_devices(kind, capsys):
     entry = zipfile.ZipInfo("data")
@@ -345,11 +344,7 @@ def test_links_and_devices(kind, capsys):
     nothing_left()
 
 
-@pytest.mark.parametrize(
-    "names",
-    [["a", "a"], ["a", "A"], ["a", "a/b"], ["a/b/c", "a/B"]],
-    ids=str,
-)
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "A"], ["a", "a/b"], ["a/b/c", "a/B"]], ids=str)
 def test_several_files_of_one_name(names, capsys):
     raw_zip(*((zipfile.ZipInfo(name), "x") for name in names))
     refuses(neox_verify_main, ["evil.zip", "--out", "new"], capsys, "files of one name")

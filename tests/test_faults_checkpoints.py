@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -515,6 +516,7 @@ def test_generation_config_is_held_to_its_shape(text, folder):
     is_refused(folder, "generation_config.json")
 
 
+OLD_TRANSFORMERS = version("transformers").startswith("4.")
 PLAIN = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=1.0)
 
 
@@ -530,6 +532,7 @@ PLAIN = dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=1.0)
     ],
     ids=str,
 )
+@pytest.mark.skipif(OLD_TRANSFORMERS, reason="transformers 4 reads rope_scaling alone")
 @torch.no_grad()
 def test_rotary_settings_given_twice(scaling, parameters, folder):
     "rope_scaling counts before rope_parameters, as in transformers"
@@ -607,11 +610,11 @@ def test_a_tied_matrix_under_its_other_name():
     weights(
         Path("m"), lambda w: {k.replace("gpt_neox.embed_in", "embed_out"): v for k, v in w.items()}
     )
-    theirs, ours = (
-        AutoModelForCausalLM.from_pretrained("m").eval()(IDS).logits,
-        GPT.from_pretrained("m"),
-    )
-    assert (theirs - ours(IDS)).abs().max() < 1e-5 and same(ours, make(no_weight_tying=False))
+    ours = GPT.from_pretrained("m")
+    assert same(ours, make(no_weight_tying=False))
+    if not OLD_TRANSFORMERS:  # which leaves the matrix without numbers
+        theirs = AutoModelForCausalLM.from_pretrained("m").eval()
+        assert (theirs(IDS).logits - ours(IDS)).abs().max() < 1e-5
     weights(Path("m"), lambda w: {k: v for k, v in w.items() if k != "embed_out.weight"})
     is_refused(Path("m"), "embed_in.weight is missing")
     make().save_pretrained("two")

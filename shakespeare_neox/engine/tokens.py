@@ -268,6 +268,9 @@ def without_missing(
             kept[role] = [token for token in tokens if not missing(role, token)]
         if isinstance(tokens, dict):
             kept[role] = {key: token for key, token in tokens.items() if not missing(role, token)}
+    if isinstance(kept.get("extra_special_tokens"), list):    # transformers 4 takes no list there
+        extra = kept.pop("extra_special_tokens")
+        kept["additional_special_tokens"] = [*(kept.get("additional_special_tokens") or []), *extra]
     return kept
 
 # %% ../../nbs/engine/tokens.ipynb #70ce0017

@@ -166,13 +166,14 @@ NANOGPT = dict(compile=False, eval_iters=20, log_interval=1, block_size=64, batc
 def copy_nanogpt(
     source: Path, # a clone of nanoGPT
     target: Path, # gets a copy with prepared data
+    corpus: str = "tinyshakespeare", # name of the text
 ) -> Path: # the copy
-    "nanoGPT with tiny Shakespeare prepared"
+    "nanoGPT with its text prepared"
     if not (Path(source)/"train.py").exists():
         raise NeoxError(f"{source}: not a clone of nanoGPT, there is no train.py in it")
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git", "out*"))
     data = target/"data"/"shakespeare_char"
-    (data/"input.txt").write_text(load_corpus("tinyshakespeare").text, encoding="utf-8")
+    (data/"input.txt").write_text(load_corpus(corpus).text, encoding="utf-8")
     watch([sys.executable, "prepare.py"], data, "nothing")
     return target
 

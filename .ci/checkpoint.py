@@ -1,41 +1,73 @@
 """Makes the trained models that are published.
-  python .ci/checkpoint.py           the one inside the package: data/models/shakespeare
-  python .ci/checkpoint.py v0.1.0    the larger one beside a release: dist-model/shakespeare-large.zip, and its entry in data/models/manifest.json"""
-import json, re, shutil, sys, tempfile
+python .ci/checkpoint.py           the one inside the package: data/models/shakespeare
+python .ci/checkpoint.py v0.1.0    the larger one beside a release:
+                                   dist-model/shakespeare-large.zip, and its entry in
+                                   data/models/manifest.json"""
+
+import json
+import re
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
+
 from shakespeare_neox.engine.base import MARK
 from shakespeare_neox.engine.checkpoints import SHIPPED, pack
-from shakespeare_neox.model import GPT
 from shakespeare_neox.engine.report import model_card
-from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.engine.run import train
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.model import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASES = "https://github.com/shakespeare-neox/shakespeare_neox/releases/download"
 LONG = ("shakespeare_cpu", "fast", "long")
-RECIPES = {SHIPPED: (LONG, {}), f"{SHIPPED}-large": (LONG, dict(num_layers=6, hidden_size=320, num_attention_heads=10, hidden_dropout=0.2))}    # name -> recipes, settings
+RECIPES = {
+    SHIPPED: (LONG, {}),
+    f"{SHIPPED}-large": (
+        LONG,
+        dict(num_layers=6, hidden_size=320, num_attention_heads=10, hidden_dropout=0.2),
+    ),
+}  # name -> recipes, settings
 
 
 def make(name: str, folder: Path):
-    "Trains a model and stores it in fp16, with a card that says how it was made and how well it scores"
+    """Trains a model and stores it in fp16, with a card that says how it was made and how well it
+    scores"""
     recipes, settings = RECIPES[name]
     with tempfile.TemporaryDirectory() as work:
-        best = train(*recipes, **settings, save=f"{work}/{name}").folder/"best"
-        model, tokenizer, card = GPT.from_pretrained(best), load_tokenizer(best), model_card(best.parent, name)
+        best = train(*recipes, **settings, save=f"{work}/{name}").folder / "best"
+        model, tokenizer, card = (
+            GPT.from_pretrained(best),
+            load_tokenizer(best),
+            model_card(best.parent, name),
+        )
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, tokenizer, torch.float16)
-    (folder/MARK).unlink()                                  # the folder is the repository's now
-    command = f"It was made by `neox_train {' '.join([*recipes, *(f'{k}={v}' for k, v in settings.items())])}`, and stored in fp16 by `python .ci/checkpoint.py`."
-    card = re.sub(r"## Loss\n\n.*\n\n", "", card).replace(f'model="{name}"', 'model="path/of/this/folder"')          # no plot beside it
-    (folder/"README.md").write_text(card.replace("A GPT-NeoX language model.", f"A GPT-NeoX language model. {command}"), encoding="utf-8")
+    (folder / MARK).unlink()  # the folder is the repository's now
+    command = (
+        "It was made by `neox_train "
+        f"{' '.join([*recipes, *(f'{k}={v}' for k, v in settings.items())])}`, and stored in "
+        "fp16 by `python .ci/checkpoint.py`."
+    )
+    card = re.sub(r"## Loss\n\n.*\n\n", "", card).replace(
+        f'model="{name}"', 'model="path/of/this/folder"'
+    )  # no plot beside it
+    (folder / "README.md").write_text(
+        card.replace("A GPT-NeoX language model.", f"A GPT-NeoX language model. {command}"),
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1: make(SHIPPED, ROOT/"data/models"/SHIPPED); sys.exit()
-    (name,), out = [n for n in RECIPES if n != SHIPPED], ROOT/"dist-model"
-    make(name, out/name)
-    (out/f"{name}.zip").unlink(missing_ok=True)
-    entry = pack(out/name, out/f"{name}.zip", f"{RELEASES}/{sys.argv[1]}/{name}.zip")
-    (ROOT/"data/models/manifest.json").write_text(json.dumps({name: entry}, indent=1) + "\n", encoding="utf-8")
+    if len(sys.argv) == 1:
+        make(SHIPPED, ROOT / "data/models" / SHIPPED)
+        sys.exit()
+    (name,), out = [n for n in RECIPES if n != SHIPPED], ROOT / "dist-model"
+    make(name, out / name)
+    (out / f"{name}.zip").unlink(missing_ok=True)
+    entry = pack(out / name, out / f"{name}.zip", f"{RELEASES}/{sys.argv[1]}/{name}.zip")
+    (ROOT / "data/models/manifest.json").write_text(
+        json.dumps({name: entry}, indent=1) + "\n", encoding="utf-8"
+    )

@@ -1,32 +1,59 @@
 """The glossary's terms, and links to them from their first use on each page.
 
-    terms = read_terms(ROOT/"nbs/reference/glossary.ipynb")
-    linker = Linker("engine/run", terms)                # one for each page
-    text = linker.linked(text)                          # of each Markdown cell, in order
+terms = read_terms(ROOT/"nbs/reference/glossary.ipynb")
+linker = Linker("engine/run", terms)                # one for each page
+text = linker.linked(text)                          # of each Markdown cell, in order
 """
+
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 # Words that are also said in their common sense: they stand in the glossary, but are not linked.
-COMMON = {"batch", "bias", "context", "corpus", "document", "family", "head", "key", "layer",
-          "loss", "mask", "parameter", "prompt", "query", "recipe", "run", "split", "state", "step",
-          "surprise", "target", "token", "value", "window"}
+COMMON = {
+    "batch",
+    "bias",
+    "context",
+    "corpus",
+    "document",
+    "family",
+    "head",
+    "key",
+    "layer",
+    "loss",
+    "mask",
+    "parameter",
+    "prompt",
+    "query",
+    "recipe",
+    "run",
+    "split",
+    "state",
+    "step",
+    "surprise",
+    "target",
+    "token",
+    "value",
+    "window",
+}
 # What holds no prose: code, headings, tables, quotes and alerts, HTML, formulas, links, addresses.
-KEPT = re.compile(r"^(?:```|~~~).*?^(?:```|~~~)|^ *#.*?$|^ *\|.*?$|^>.*?$"
-                  r"|<(\w+)\b.*?</\1>|<[^>\n]+>|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|https?://\S+",
-                  re.M | re.S)
+KEPT = re.compile(
+    r"^(?:```|~~~).*?^(?:```|~~~)|^ *#.*?$|^ *\|.*?$|^>.*?$"
+    r"|<(\w+)\b.*?</\1>|<[^>\n]+>|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|!?\[[^\]]*\]\([^)]*\)|https?://\S+",
+    re.M | re.S,
+)
 
 
 @dataclass
 class Term:
     "A row of the glossary"
-    name: str       # as it stands there
-    meaning: str    # one sentence
-    page: str       # the notebook that explains it, from nbs/, without .ipynb
-    nanogpt: str    # its name there
-    gpt_neox: str   # its name there
+
+    name: str  # as it stands there
+    meaning: str  # one sentence
+    page: str  # the notebook that explains it, from nbs/, without .ipynb
+    nanogpt: str  # its name there
+    gpt_neox: str  # its name there
 
     @property
     def letter(self) -> str:
@@ -64,10 +91,17 @@ def pattern(form: str) -> str:
 
 class Linker:
     "Links the first use of each term on a page; the page that explains a term does not link it"
+
     def __init__(self, name: str, terms: list):
-        self.folder = "" if name.startswith("reference/") else "../"*name.count("/") + "reference/"
-        self.letters = {form: term for term in terms for form in term.forms
-                        if term.page != name and not name.endswith("glossary")}
+        self.folder = (
+            "" if name.startswith("reference/") else "../" * name.count("/") + "reference/"
+        )
+        self.letters = {
+            form: term
+            for term in terms
+            for form in term.forms
+            if term.page != name and not name.endswith("glossary")
+        }
         self.done = set()
 
     def link(self, match) -> str:
@@ -87,6 +121,6 @@ class Linker:
         words = re.compile("|".join(map(pattern, longest_first)))
         parts, at = [], 0
         for kept in KEPT.finditer(text):
-            parts += [words.sub(self.link, text[at:kept.start()]), kept[0]]
+            parts += [words.sub(self.link, text[at : kept.start()]), kept[0]]
             at = kept.end()
         return "".join([*parts, words.sub(self.link, text[at:])])

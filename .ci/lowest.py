@@ -1,6 +1,9 @@
-"""The oldest releases that settings.ini allows, one a line, as pip takes them:  python .ci/lowest.py [NAME...]
+"""The oldest releases that settings.ini allows, one a line, as pip takes them:
+python .ci/lowest.py [NAME...]
 With names, only those. Needs Python alone."""
-import re, sys
+
+import re
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def lowest(names: list = ()) -> list:
     "`name==version` for the requirements of the package, each at its lower bound"
     parser = ConfigParser(delimiters=["="])
-    parser.read(ROOT/"settings.ini", encoding="utf-8")
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
     pins = []
     for requirement in parser["DEFAULT"]["requirements"].split():
         name, bound = re.match(r"([\w.-]+)(?:.*>=([\w.]+))?", requirement).groups()

@@ -1,7 +1,9 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
+from .engine.archive import *
 from .engine.attention import *
 from .engine.base import *
 from .engine.checkpoints import *
+from .engine.copying import *
 from .engine.corpora import *
 from .engine.decode import *
 from .engine.device import *
@@ -15,6 +17,7 @@ from .engine.show import *
 from .engine.state import *
 from .engine.tokens import *
 from .engine.tune import *
+from .engine.vocab import *
 from .data import *
 from .generate import *
 from .model import *

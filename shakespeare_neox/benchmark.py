@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NANOGPT', 'SHAPE', 'SYSTEMS', 'neox_benchmark_main', 'Contest', 'take_turns', 'spread', 'comparison', 'best_device',
-           'processor_name', 'machine', 'watch', 'copy_nanogpt', 'nanogpt', 'open_nanogpt', 'score_nanogpt', 'ours',
-           'transformers_speed', 'our_speed', 'nanogpt_speed', 'model_of_the_race', 'speeds', 'written_by_both',
-           'writing', 'Race', 'race', 'draw_race', 'Benchmark', 'check_results', 'write_results', 'benchmark',
-           'neox_benchmark']
+           'processor_name', 'machine', 'started', 'watch', 'copy_nanogpt', 'nanogpt', 'open_nanogpt', 'score_nanogpt',
+           'ours', 'transformers_step', 'transformers_speed', 'our_speed', 'nanogpt_speed', 'model_of_the_race',
+           'trainers', 'each_turn', 'speeds', 'written_by_both', 'writers', 'check_written', 'writing', 'Race',
+           'run_of_the_race', 'warm_up', 'last_pair', 'race', 'draw_race', 'Benchmark', 'check_results',
+           'write_results', 'benchmark', 'neox_benchmark']
 
 # %% ../nbs/09_benchmark.ipynb #c53cfccf
 import importlib.util
@@ -28,9 +29,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+# %% ../nbs/09_benchmark.ipynb #765d7a69
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from .data import eval_batches
 from .engine.base import NeoxError, assets, command, reason, say, write_whole
@@ -47,32 +50,32 @@ from .train import score
 # %% ../nbs/09_benchmark.ipynb #040a43e5
 @dataclass
 class Contest:
-    "One quantity, measured for several entrants in turn"
+    "One quantity, measured for several systems in turn"
     what: str # that is measured, with its unit
-    figures: dict # entrant -> one figure for each round
-    first: str # the entrant that the others are compared with
+    figures: dict # system -> one number for each round
+    first: str # the system that the others are compared with
 
     def ratios(self, name):
-        "The figures of an entrant, divided by those of the first in the same round"
+        "The numbers of a system, divided by those of the first in the same round"
         return [x/y for x, y in zip(self.figures[name], self.figures[self.first])]
 
 # %% ../nbs/09_benchmark.ipynb #cf591fda
 def take_turns(
     what: str, # that is measured, with its unit
-    entrants: dict, # name -> function of the round that measures it once
-    rounds: int = 5, # of all entrants in turn
-) -> Contest: # the first entrant is what the others are compared with
-    "Measures entrants one after another, again and again"
-    figures = {name: [] for name in entrants}
+    systems: dict, # name -> function of the round that measures it once
+    rounds: int = 5, # of all systems in turn
+) -> Contest: # the first system is what the others are compared with
+    "Measures systems one after another, again and again"
+    figures = {name: [] for name in systems}
     for turn in range(rounds):
-        for name, measure in entrants.items():
+        for name, measure in systems.items():
             figures[name].append(measure(turn))
             say(f"round {turn + 1} of {rounds}, {what}: {name} {figures[name][-1]:,.4g}")
-    return Contest(what, figures, next(iter(entrants)))
+    return Contest(what, figures, next(iter(systems)))
 
 # %% ../nbs/09_benchmark.ipynb #8d7e8d03
 def spread(
-    values: list, # figures
+    values: list, # numbers
     digits: int = 3, # that count
 ) -> str: # the middle one, and the lowest and highest
     "Median and range"
@@ -99,6 +102,7 @@ def best_device() -> str: # "cuda", "mps" or "cpu"
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
+# %% ../nbs/09_benchmark.ipynb #d1307f9d
 def processor_name(
     device: str, # "cuda", "mps" or "cpu"
 ) -> str:
@@ -109,6 +113,7 @@ def processor_name(
     names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
+# %% ../nbs/09_benchmark.ipynb #fc747999
 def machine(
     device: str = None, # where it is measured; what is there if not given
 ) -> dict: # name -> what this is
@@ -122,6 +127,17 @@ def machine(
         transformers=transformers.__version__, date=time.strftime("%Y-%m-%d"))
 
 # %% ../nbs/09_benchmark.ipynb #fc5c6924
+def started(
+    words: list, # a command
+    folder: Path, # to run it in
+    **env, # for its environment
+) -> subprocess.Popen: # its output can be read line by line
+    "Starts a command"
+    return subprocess.Popen(
+        words, cwd=folder, env={**os.environ, **env, "PYTHONUNBUFFERED": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
+
+# %% ../nbs/09_benchmark.ipynb #778e80b4
 def watch(
     words: list, # a command
     folder: Path, # to run it in
@@ -130,13 +146,12 @@ def watch(
 ) -> tuple: # [(second, *numbers) for each such line], seconds in all
     "Runs a command and notes when it said what"
     words = [str(word) for word in words]
-    settings = dict(cwd=folder, env={**os.environ, **env, "PYTHONUNBUFFERED": "1"}, text=True,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
     start, seen, last = time.perf_counter(), [], ""
-    with subprocess.Popen(words, **settings) as process:
+    with started(words, folder, **env) as process:
         for line in process.stdout:
             last = line.strip() or last
-            if found := re.search(pattern, line):
+            found = re.search(pattern, line)
+            if found:
                 numbers = [float(group.replace(",", "")) for group in found.groups()]
                 seen.append((time.perf_counter() - start, *numbers))
     if process.returncode:
@@ -151,16 +166,18 @@ NANOGPT = dict(compile=False, eval_iters=20, log_interval=1, block_size=64, batc
 def copy_nanogpt(
     source: Path, # a clone of nanoGPT
     target: Path, # gets a copy with prepared data
+    corpus: str = "tinyshakespeare", # name of the text
 ) -> Path: # the copy
-    "nanoGPT with tiny Shakespeare prepared"
+    "nanoGPT with its text prepared"
     if not (Path(source)/"train.py").exists():
         raise NeoxError(f"{source}: not a clone of nanoGPT, there is no train.py in it")
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git", "out*"))
     data = target/"data"/"shakespeare_char"
-    (data/"input.txt").write_text(load_corpus("tinyshakespeare").text, encoding="utf-8")
+    (data/"input.txt").write_text(load_corpus(corpus).text, encoding="utf-8")
     watch([sys.executable, "prepare.py"], data, "nothing")
     return target
 
+# %% ../nbs/09_benchmark.ipynb #82e3e0fc
 def nanogpt(
     folder: Path, # a copy
     pattern: str, # of the lines that count
@@ -190,6 +207,7 @@ def open_nanogpt(
     model.load_state_dict(weights)
     return model
 
+# %% ../nbs/09_benchmark.ipynb #6e91ee4c
 def score_nanogpt(
     folder: Path, # a copy that has trained
     device: str = None, # where it runs; what is there if not given
@@ -218,6 +236,25 @@ def ours(
     return watch(command, folder, pattern, **env)
 
 # %% ../nbs/09_benchmark.ipynb #fd04a204
+def transformers_step(
+    model, # of transformers, in training mode
+    optimizer, # of its parameters
+    ids: torch.Tensor, # (B, T + 1)
+    precision: str, # "fp32" or "bfloat16"
+) -> float: # seconds
+    "One training step of a bare loop"
+    start, half = time.perf_counter(), precision == "bfloat16"
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
+        logits = model(ids[:, :-1]).logits
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    loss.item()                                            # waits for a GPU
+    return time.perf_counter() - start
+
+# %% ../nbs/09_benchmark.ipynb #2633eaf1
 def transformers_speed(
     config: ModelConfig, # of the same model
     batch_size: int, # B
@@ -228,25 +265,16 @@ def transformers_speed(
 ) -> float: # tokens per second
     "A bare loop around the model of transformers, on random ids"
     from transformers import AutoConfig, AutoModelForCausalLM
-    device, half = device or best_device(), precision == "bfloat16"
+    device, seconds = device or best_device(), []
     torch.set_float32_matmul_precision("highest")          # torch's default, whatever ran before
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**to_hf(config))).to(device)
     model.train()
     if compiled:
         model.compile()
-    optimizer, seconds = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for _ in range(steps + 5):
-        x = torch.randint(config.vocab_size, (batch_size, config.seq_length + 1)).to(device)
-        start = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            logits = model(x[:, :-1]).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()                                        # waits for a GPU
-        seconds.append(time.perf_counter() - start)
+        ids = torch.randint(config.vocab_size, (batch_size, config.seq_length + 1)).to(device)
+        seconds.append(transformers_step(model, optimizer, ids, precision))
     return batch_size*config.seq_length/statistics.median(seconds[5:])
 
 # %% ../nbs/09_benchmark.ipynb #6cab5ae8
@@ -269,6 +297,7 @@ def our_speed(
     seen, _ = ours(folder, ["shakespeare_cpu", *settings], r"([\d,]+) tokens/s", device)
     return statistics.median(speed for _, speed in seen[2:])
 
+# %% ../nbs/09_benchmark.ipynb #3ac8e9b3
 def nanogpt_speed(
     folder: Path, # a copy of nanoGPT
     compiled: bool = False, # by torch.compile
@@ -290,6 +319,34 @@ def model_of_the_race(): # ModelConfig
     recipe = load_config("shakespeare_cpu", **sizes, curriculum_learning=dict(enabled=False))
     return recipe.model_config(65)
 
+# %% ../nbs/09_benchmark.ipynb #2f832618
+def trainers(
+    folder: Path, # to work in
+    copy: Path, # of nanoGPT; None leaves it out
+    steps: int, # of each
+    precision: str, # "fp32" or "bfloat16"
+    device: str, # where they run; None for what is there
+) -> tuple: # rivals, ours: name -> function without arguments that measures tokens per second
+    "All systems that train, not compiled and compiled"
+    config, batch_size = model_of_the_race(), SHAPE["train_micro_batch_size_per_gpu"]
+    rivals, mine = {}, {}
+    for compiled, note in ((False, ""), (True, ", compiled")):
+        if copy and precision == "fp32":
+            rivals["nanoGPT" + note] = partial(nanogpt_speed, copy, compiled, steps, device)
+        rivals["transformers" + note] = partial(
+            transformers_speed, config, batch_size, precision, compiled, device=device)
+        mine["shakespeare_neox" + note] = partial(
+            our_speed, folder, compiled, steps, precision, device)
+    return rivals, mine
+
+# %% ../nbs/09_benchmark.ipynb #eee6c3ae
+def each_turn(
+    systems: dict, # name -> function without arguments
+) -> dict: # name -> function of the round
+    "Measures that are the same in each round"
+    return {name: lambda turn, measure=measure: measure() for name, measure in systems.items()}
+
+# %% ../nbs/09_benchmark.ipynb #5e79d636
 def speeds(
     folder: Path, # to work in
     copy: Path = None, # of nanoGPT
@@ -299,24 +356,16 @@ def speeds(
     device: str = None, # where it runs; what is there if not given
 ) -> list: # contests, one for each rival
     "Tokens per second in training, at equal shape, batch and precision"
-    config, batch_size, contests = model_of_the_race(), SHAPE["train_micro_batch_size_per_gpu"], []
+    contests = []
     for precision in precisions:
         if precision == "bfloat16" and not has_bf16(device or best_device()):
             continue
-        rivals, us = {}, {}
-        for compiled, note in ((False, ""), (True, ", compiled")):
-            if copy and precision == "fp32":
-                measure = partial(nanogpt_speed, copy, compiled, steps, device)
-                rivals["nanoGPT" + note] = lambda turn, measure=measure: measure()
-            theirs = partial(transformers_speed, config, batch_size, precision, compiled,
-                             device=device)
-            rivals["transformers" + note] = lambda turn, measure=theirs: measure()
-            mine = partial(our_speed, folder, compiled, steps, precision, device)
-            us["shakespeare_neox" + note] = lambda turn, measure=mine: measure()
-        figures = take_turns(f"training in {precision} (tokens/s)", rivals | us, rounds).figures
+        rivals, mine = trainers(folder, copy, steps, precision, device)
+        what = f"training in {precision} (tokens/s)"
+        figures = take_turns(what, each_turn(rivals | mine), rounds).figures
         for rival in rivals:
-            shown = {name: figures[name] for name in (rival, *us)}
-            contests.append(Contest(f"training in {precision} (tokens/s)", shown, rival))
+            shown = {name: figures[name] for name in (rival, *mine)}
+            contests.append(Contest(what, shown, rival))
     return contests
 
 # %% ../nbs/09_benchmark.ipynb #3ae0fed4
@@ -337,6 +386,35 @@ def written_by_both(
         return [list(row) for row in zip(*steps)]
     return {"transformers": with_transformers, "shakespeare_neox": with_ours}
 
+# %% ../nbs/09_benchmark.ipynb #80410044
+def writers(
+    folder: Path, # to work in
+    device: str, # where they run
+) -> tuple: # our model, the same of transformers; in evaluation mode
+    "Two models of the same weights"
+    from transformers import AutoModelForCausalLM
+    torch.set_float32_matmul_precision("highest")
+    config = load_config("shakespeare_cpu", seq_length=512, max_position_embeddings=512)
+    model = GPT(config.model_config(67)).to(device).eval()
+    model.save_pretrained(Path(folder)/"writer")
+    theirs = AutoModelForCausalLM.from_pretrained(Path(folder)/"writer").to(device).eval()
+    theirs.generation_config.eos_token_id = None           # neither side stops early
+    return model, theirs
+
+# %% ../nbs/09_benchmark.ipynb #fad69544
+def check_written(
+    written: dict, # system -> its texts, as ids
+    device: str, # where they were written
+):
+    "Raises an error if two systems wrote different texts"
+    differ = sum(a != b for a, b in zip(*written.values(), strict=True))
+    if differ and device == "cpu":
+        raise NeoxError("the two wrote different texts; compare their logits first")
+    if differ:                                             # kernels there round in another order
+        rows = len(next(iter(written.values())))
+        say(f"writing on {device}: {differ} of {rows} texts differ from some token on")
+
+# %% ../nbs/09_benchmark.ipynb #da1f74f8
 def writing(
     folder: Path, # to work in
     rounds: int = 5, # of both in turn
@@ -344,14 +422,8 @@ def writing(
     device: str = None, # where it runs; what is there if not given
 ) -> list: # contests
     "Tokens per second in generation, against transformers' generate"
-    from transformers import AutoModelForCausalLM
     device = device or best_device()
-    torch.set_float32_matmul_precision("highest")
-    config = load_config("shakespeare_cpu", seq_length=512, max_position_embeddings=512)
-    model = GPT(config.model_config(67)).to(device).eval()
-    model.save_pretrained(Path(folder)/"writer")
-    theirs = AutoModelForCausalLM.from_pretrained(Path(folder)/"writer").to(device).eval()
-    theirs.generation_config.eos_token_id = None           # neither side stops early
+    model, theirs = writers(folder, device)
     contests = []
     for rows in (1, 32):
         ids = torch.randint(2, 67, (rows, 8), generator=torch.Generator().manual_seed(0)).to(device)
@@ -363,11 +435,7 @@ def writing(
         both = written_by_both(model, theirs, ids, n_new)
         systems = {name: partial(measured, name, write) for name, write in both.items()}
         contests.append(take_turns(f"writing, {rows} at once (tokens/s)", systems, rounds))
-        differ = sum(a != b for a, b in zip(*written.values(), strict=True))
-        if differ and device == "cpu":
-            raise NeoxError("the two wrote different texts; compare their logits first")
-        if differ:                                         # kernels there round in another order
-            say(f"writing on {device}: {differ} of {rows} texts differ from some token on")
+        check_written(written, device)
     return contests
 
 # %% ../nbs/09_benchmark.ipynb #863ec517
@@ -382,33 +450,77 @@ class Race:
     ends: list # (seconds, loss over the whole split) of nanoGPT, in each pair
     ours: dict # system -> the same as theirs, over the whole split
 
-    def reached(self, name):
-        "When a system has nanoGPT's last loss, as a share of nanoGPT's time"
-        shares = []
-        for curve, (seconds, goal) in zip(self.ours[name], self.ends):
-            times = [second for second, loss in curve if loss <= goal]
-            shares.append(min(times, default=math.inf)/seconds)
-        return shares
+# %% ../nbs/09_benchmark.ipynb #3548b0ae
+@patch
+def reached(self: Race,
+    name: str, # of SYSTEMS
+) -> list: # for each pair; inf where it never has
+    "When a system has nanoGPT's last loss, as a share of nanoGPT's time"
+    shares = []
+    for curve, (seconds, goal) in zip(self.ours[name], self.ends):
+        times = [second for second, loss in curve if loss <= goal]
+        shares.append(min(times, default=math.inf)/seconds)
+    return shares
 
-    def at_their_end(self, name):
-        "The best loss of a system when nanoGPT is done"
-        best = []
-        for curve, (seconds, _) in zip(self.ours[name], self.ends):
-            best.append(min((loss for t, loss in curve if t <= seconds), default=math.inf))
-        return best
+# %% ../nbs/09_benchmark.ipynb #5f531208
+@patch
+def at_their_end(self: Race,
+    name: str, # of SYSTEMS
+) -> list: # nats, for each pair
+    "The best loss of a system when nanoGPT is done"
+    best = []
+    for curve, (seconds, _) in zip(self.ours[name], self.ends):
+        best.append(min((loss for t, loss in curve if t <= seconds), default=math.inf))
+    return best
 
-    def contests(self):
-        "As rows of a table"
-        last = {name: [curve[-1][0] for curve in curves] for name, curves in self.ours.items()}
-        by_then = {name: self.at_their_end(name) for name in self.ours}
-        level = {name: self.reached(name) for name in self.ours}
-        rows = {"seconds to the last score": ([seconds for seconds, _ in self.ends], last),
-                "loss when nanoGPT is done (nats)": ([loss for _, loss in self.ends], by_then),
-                "share of nanoGPT's time to its last loss": ([1.0]*len(self.ends), level)}
-        return [Contest(what, {"nanoGPT": theirs, **mine}, "nanoGPT")
-                for what, (theirs, mine) in rows.items()]
+# %% ../nbs/09_benchmark.ipynb #35a51a03
+@patch
+def contests(self: Race):
+    "As rows of a table"
+    last = {name: [curve[-1][0] for curve in curves] for name, curves in self.ours.items()}
+    by_then = {name: self.at_their_end(name) for name in self.ours}
+    level = {name: self.reached(name) for name in self.ours}
+    rows = {"seconds to the last score": ([seconds for seconds, _ in self.ends], last),
+            "loss when nanoGPT is done (nats)": ([loss for _, loss in self.ends], by_then),
+            "share of nanoGPT's time to its last loss": ([1.0]*len(self.ends), level)}
+    return [Contest(what, {"nanoGPT": theirs, **mine}, "nanoGPT")
+            for what, (theirs, mine) in rows.items()]
 
 # %% ../nbs/09_benchmark.ipynb #406d7f85
+def run_of_the_race(
+    folder: Path, # to work in
+    recipes: tuple, # beside shakespeare_cpu, and settings
+    cache: str, # of torch.compile: the name of its folder
+    device: str, # where it runs; None for what is there
+) -> list: # [(second, validation loss)]
+    "One run of ours, with a cache of compiled kernels that is its own"
+    kept = dict(TORCHINDUCTOR_CACHE_DIR=str(Path(folder)/"compiled"/cache))
+    pattern = r"validation loss ([\d.]+)"
+    return ours(folder, ["shakespeare_cpu", *recipes], pattern, device, **kept)[0]
+
+def warm_up(
+    folder: Path, # to work in
+    words: tuple, # for neox_train
+    device: str, # where it runs; None for what is there
+):
+    "Fills the cache of `fast`, for each length of its sequence-length curriculum"
+    curriculum = load_config("shakespeare_cpu", "fast").train.curriculum_learning
+    length = curriculum["schedule_config"]["max_step"][-1] + 1
+    run_of_the_race(folder, ["fast", *words, f"train_iters={length}"], "warm", device)
+
+# %% ../nbs/09_benchmark.ipynb #b18739e4
+def last_pair(
+    result: Race, # with one pair at least
+) -> str: # one line
+    "What happened in the newest pair"
+    seconds, end = result.ends[-1]
+    told = [f"nanoGPT {end:.4f} after {seconds:.0f} s"]
+    for name in SYSTEMS:
+        loss, level = result.at_their_end(name)[-1], result.reached(name)[-1]
+        told.append(f"{name}: {loss:.4f} by then, level after {level:.1%}")
+    return "; ".join(told)
+
+# %% ../nbs/09_benchmark.ipynb #438ac1c9
 def race(
     folder: Path, # to work in
     copy: Path, # of nanoGPT
@@ -418,30 +530,19 @@ def race(
     device: str = None, # where it runs; what is there if not given
 ) -> Race:
     "All from start to end, in turn"
-    result, line = Race([], [], {name: [] for name in SYSTEMS}), r"validation loss ([\d.]+)"
+    result = Race([], [], {name: [] for name in SYSTEMS})
     theirs = r"step \d+: train loss [\d.]+, val loss ([\d.]+)"
-
-    def run(recipes, cache, *more):
-        kept = dict(TORCHINDUCTOR_CACHE_DIR=str(Path(folder)/"compiled"/cache))
-        return ours(folder, ["shakespeare_cpu", *recipes, *words, *more], line, device, **kept)[0]
-
-    curriculum = load_config("shakespeare_cpu", "fast").train.curriculum_learning
-    length = curriculum["schedule_config"]["max_step"][-1] + 1
-    run(["fast"], "warm", f"train_iters={length}")         # fills the cache, for each length
+    warm_up(folder, words, device)
     for pair in range(pairs):
         seen, seconds = nanogpt(copy, theirs, device, **(changes or {}))
         result.theirs.append(seen)
         result.ends.append((seconds, score_nanogpt(copy, device)))
         for name, (recipe, warm) in SYSTEMS.items():
             recipes = ["fast"] if recipe == "fast" else ["fast", recipe]
-            cache = "warm" if warm else f"cold-{pair}"
-            result.ours[name].append(run(recipes, cache, f"seed={1337 + pair}"))
-        end = result.ends[-1][1]
-        told = [f"pair {pair + 1} of {pairs}: nanoGPT {end:.4f} after {seconds:.0f} s"]
-        for name in SYSTEMS:
-            loss, level = result.at_their_end(name)[-1], result.reached(name)[-1]
-            told.append(f"{name}: {loss:.4f} by then, level after {level:.1%}")
-        say("; ".join(told))
+            cache, seed = "warm" if warm else f"cold-{pair}", f"seed={1337 + pair}"
+            seen = run_of_the_race(folder, [*recipes, *words, seed], cache, device)
+            result.ours[name].append(seen)
+        say(f"pair {pair + 1} of {pairs}: {last_pair(result)}")
     return result
 
 # %% ../nbs/09_benchmark.ipynb #4efa0ecc
@@ -476,16 +577,20 @@ class Benchmark:
     def _repr_markdown_(self):
         return repr(self)
 
-    def write(self, folder: Path):
-        "benchmark.json, benchmark.md and, after a race, race.png"
-        write_whole(folder/"benchmark.json", json.dumps(asdict(self), indent=1))
-        write_whole(folder/"benchmark.md", repr(self) + "\n")
-        if self.race:
-            import_matplotlib()
-            from matplotlib.figure import Figure
-            figure = Figure(figsize=(7, 4), layout="constrained")
-            draw_race(self.race, figure.subplots())
-            write_figure(figure, folder/"race.png")
+# %% ../nbs/09_benchmark.ipynb #bd8b16ee
+@patch
+def write(self: Benchmark,
+    folder: Path, # that is there
+):
+    "benchmark.json, benchmark.md and, after a race, race.png"
+    write_whole(folder/"benchmark.json", json.dumps(asdict(self), indent=1))
+    write_whole(folder/"benchmark.md", repr(self) + "\n")
+    if self.race:
+        import_matplotlib()
+        from matplotlib.figure import Figure
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        draw_race(self.race, figure.subplots())
+        write_figure(figure, folder/"race.png")
 
 # %% ../nbs/09_benchmark.ipynb #e6e4f2ea
 def check_results(
@@ -503,6 +608,7 @@ def check_results(
         raise NeoxError(f"{folder/there[0]}: was not written by a benchmark, and is not replaced; "
                         "give another --checkpoint_dir")
 
+# %% ../nbs/09_benchmark.ipynb #e88377e9
 def write_results(
     result: Benchmark, # so far
     folder: Path, # that is there
@@ -513,6 +619,7 @@ def write_results(
     except OSError as e:
         say(f"{folder}: could not be written ({reason(e)}); the benchmark goes on")
 
+# %% ../nbs/09_benchmark.ipynb #4d9b1c41
 def benchmark(
     nanogpt: Path = None, # a clone of nanoGPT; without it there is no race
     pairs: int = 5, # how often all take their turn

@@ -95,10 +95,10 @@ class TextStream:
         self.given = len(self.text)                          # characters that were given out
 
     def add(self,
-        new: int, # the next id
+        *new: int, # the next id, or several
     ) -> str: # what is sure now and was not before, often ""
-        "Takes an id"
-        self.ids.append(new)
+        "Takes ids"
+        self.ids.extend(new)
         self.text = self.tokenizer.decode(self.ids)
         sure = len(self.text.rstrip("\ufffd"))
         piece, self.given = self.text[self.given:sure], max(self.given, sure)

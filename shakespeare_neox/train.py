@@ -79,8 +79,7 @@ def score(
     losses=token_losses, # how a batch is scored
 ) -> Score: # totals, so scores of parts can be added
     "The loss over batches, with dropout off"
-    total = Score(0.0, 0, n_bytes)
-    training = getattr(model, "training", False)
+    total, training = Score(0.0, 0, n_bytes), getattr(model, "training", False)
     if training:
         model.eval()
     try:
@@ -113,10 +112,6 @@ class Trainer:
         self.scores = {}                                    # of the last evaluation
         self.stopping = False                               # a callback may set it
 
-    @property
-    def done(self):
-        return self.step >= self.n_steps or bool(self.stopping)
-
 # %% ../nbs/03_train.ipynb #fe0e609c
 @patch
 def backward(self: Trainer, passes: list): # the step's Batches -> its loss, a scalar
@@ -129,6 +124,7 @@ def count(self: Trainer, passes: list): # the step's Batches -> a scalar
     "How many targets of a step count"
     return sum((batch.y != -100).sum() for batch in passes).clamp(min=1)
 
+# %% ../nbs/03_train.ipynb #fe0e609e
 @patch
 def backward_pass(self: Trainer,
     batch: Batch, # of one pass
@@ -155,6 +151,7 @@ def clip(self: Trainer) -> torch.Tensor: # the gradient's norm before clipping, 
         nn.utils.clip_grads_with_norm_(moved, self.max_norm, norm)
     return norm
 
+# %% ../nbs/03_train.ipynb #8a79b849
 @patch
 def train_step(self: Trainer):
     "One step of the optimizer"
@@ -184,13 +181,19 @@ class Callback:
     def close(self, trainer): # a Trainer
         "However it ended, after an error too: frees what the callback holds"
 
-# %% ../nbs/03_train.ipynb #4cf15346
+# %% ../nbs/03_train.ipynb #3716d016
+@patch(as_prop=True)
+def done(self: Trainer) -> bool: # also where a callback has set `stopping`
+    "Whether no step is left"
+    return self.step >= self.n_steps or bool(self.stopping)
+
 @patch
 def call(self: Trainer, event: str): # "start", "step", "evaluate", "end" or "close"
     "Tells each callback of an event, in order"
     for callback in self.callbacks:
         getattr(callback, event)(self)
 
+# %% ../nbs/03_train.ipynb #4cf15346
 @patch
 def fit(self: Trainer):
     "Trains to the last step, or until a callback sets `stopping`"

@@ -1,19 +1,33 @@
-"The model that comes with the package: opened by transformers, as good as its card says, and heard without a network"
-import os, re, subprocess, sys
+"""The model that comes with the package: opened by transformers, as good as its card says, and
+heard without a network"""
+
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+
 from shakespeare_neox.engine.checkpoints import shipped
-from shakespeare_neox.model import GPT
 from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.model import GPT
 
 
 def test_opens_in_transformers():
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    theirs, tok = AutoModelForCausalLM.from_pretrained(shipped(), torch_dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(shipped())
-    ours, ids = GPT.from_pretrained(shipped()), tok("ROMEO:\nWhat light", return_tensors="pt").input_ids
+
+    theirs, tok = (
+        AutoModelForCausalLM.from_pretrained(shipped(), torch_dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(shipped()),
+    )
+    ours, ids = (
+        GPT.from_pretrained(shipped()),
+        tok("ROMEO:\nWhat light", return_tensors="pt").input_ids,
+    )
     assert ids[0].tolist() == load_tokenizer(shipped()).encode("ROMEO:\nWhat light")
-    with torch.no_grad(): assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-4
+    with torch.no_grad():
+        assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-4
 
 
 def test_small_enough_for_the_package():
@@ -23,12 +37,18 @@ def test_small_enough_for_the_package():
 @pytest.mark.skipif(not os.environ.get("NEOX_DATA"), reason="needs NEOX_DATA")
 def test_as_good_as_its_card_says():
     "fp16 costs nothing that shows; a model with one layer left out is far off"
-    from shakespeare_neox.engine.run import open_data
-    from shakespeare_neox.train import score
     from shakespeare_neox.data import eval_batches
     from shakespeare_neox.engine.recipe import load_config
-    files = open_data(load_config("shakespeare_cpu").train)[0]
-    said = float(re.search(r"lowest validation loss \| ([\d.]+)", (shipped()/"README.md").read_text(encoding="utf-8"))[1])
+    from shakespeare_neox.engine.run import open_data
+    from shakespeare_neox.train import score
+
+    files = open_data(load_config("shakespeare_cpu").train).files
+    said = float(
+        re.search(
+            r"lowest validation loss \| ([\d.]+)",
+            (shipped() / "README.md").read_text(encoding="utf-8"),
+        )[1]
+    )
     model = GPT.from_pretrained(shipped())
     batches = list(eval_batches(files["valid"].ids, 32, model.config.seq_length))
     assert abs(score(model, batches).loss - said) < 0.005
@@ -38,10 +58,30 @@ def test_as_good_as_its_card_says():
 
 def test_speaks_without_a_network(tmp_path):
     "In a process that may not open a connection, in an empty folder"
-    (tmp_path/"sitecustomize.py").write_text("import socket\ndef no(*args): raise OSError('no network')\nsocket.socket.connect = socket.create_connection = no\n")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]), "NEOX_CACHE": str(tmp_path/"cache"), "HF_HOME": str(tmp_path/"hf")}
-    words = [sys.executable, "-c", "from shakespeare_neox.engine.serve import neox_generate_main as m; m()", "--prompt", "ROMEO:", "--max_new_tokens", "120"]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\ndef no(*args): raise OSError('no network')\nsocket.socket.connect = "
+        "socket.create_connection = no\n"
+    )
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        "NEOX_CACHE": str(tmp_path / "cache"),
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    words = [
+        sys.executable,
+        "-c",
+        "from shakespeare_neox.engine.serve import neox_generate_main as m; m()",
+        "--prompt",
+        "ROMEO:",
+        "--max_new_tokens",
+        "120",
+    ]
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("ROMEO:") and len(done.stdout) > 100 and "the bundled model" in done.stderr
+    assert (
+        done.stdout.startswith("ROMEO:")
+        and len(done.stdout) > 100
+        and "the bundled model" in done.stderr
+    )
     assert not list(tmp_path.glob("cache/*"))

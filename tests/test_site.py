@@ -1,189 +1,382 @@
 "The documentation site: its glue cell by cell, then every page in a real browser"
-import functools, http.server, importlib.util, json, os, re, shutil, subprocess, tarfile, threading, time
+
+import functools
+import http.server
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-for needed in ("sphinx", "myst_nb", "nbdev"): pytest.importorskip(needed, reason="the site wants: pip install -e '.[docs]'")
-if not (ROOT/".ci"/"docs.py").exists(): pytest.skip("no clone here", allow_module_level=True)
-import nbformat
+for needed in ("sphinx", "myst_nb", "nbdev"):
+    pytest.importorskip(needed, reason="the site wants: pip install -e '.[docs]'")
+if not (ROOT / ".ci" / "docs.py").exists():
+    pytest.skip("no clone here", allow_module_level=True)
+nbformat = pytest.importorskip("nbformat")
 
 WIDE, NARROW = 1280, 390
-CHROMIUM = shutil.which("google-chrome") or shutil.which("chromium") or shutil.which("chromium-browser")    # GitHub has both, and the first one's driver
+CHROMIUM = (
+    shutil.which("google-chrome") or shutil.which("chromium") or shutil.which("chromium-browser")
+)  # GitHub has both, and the first one's driver
 
 
 @pytest.fixture(scope="module")
 def docs():
     "The glue as a module"
-    spec = importlib.util.spec_from_file_location("docs_glue", ROOT/".ci"/"docs.py")
-    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("docs_glue", ROOT / ".ci" / "docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
 def notebook(docs, tmp_path, monkeypatch):
     "Converts a notebook of the given cells, as `nbs/03_page.ipynb` of a repository of its own"
-    monkeypatch.setattr(docs, "ROOT", tmp_path); (tmp_path/"nbs"/"tutorials").mkdir(parents=True)
-    (tmp_path/"LICENSE").write_text("free")
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    (tmp_path / "nbs" / "tutorials").mkdir(parents=True)
+    (tmp_path / "LICENSE").write_text("free")
+
     def convert(*cells, name="03_page"):
         new = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
-        nb = nbformat.v4.new_notebook(cells=[new["markdown"]("# A page\n> Its lead"), *(new[kind](text) for kind, text in cells)])
-        nbformat.write(nb, tmp_path/"nbs"/f"{name}.ipynb")
-        anchors = {name: docs.headings(nb), "02_model": {"How-big-is-it?": "how-big-is-it"}, "tutorials/debugging": {}}
+        nb = nbformat.v4.new_notebook(
+            cells=[
+                new["markdown"]("# A page\n> Its lead"),
+                *(new[kind](text) for kind, text in cells),
+            ]
+        )
+        nbformat.write(nb, tmp_path / "nbs" / f"{name}.ipynb")
+        anchors = {
+            name: docs.headings(nb),
+            "02_model": {"How-big-is-it?": "how-big-is-it"},
+            "tutorials/debugging": {},
+        }
         return docs.convert(name, anchors, {"base.html#nearest": "nearest"})[1].cells
+
     return convert
 
 
 def test_links(notebook):
-    text = notebook(("markdown", "## The `big` step\n[a](02_model.ipynb#How-big-is-it?) [b](tutorials/debugging.ipynb) [c](LICENSE) [d](#The-big-step) [e](https://arxiv.org/x)\n```\n[f](no.ipynb)\n```"))[1].source
-    for made in ("[a](model.ipynb#how-big-is-it)", "[b](tutorials/debugging.ipynb)", "blob/main/LICENSE)", "[d](page.ipynb#the-big-step)", "[e](https://arxiv.org/x)", "[f](no.ipynb)"):
+    text = notebook(
+        (
+            "markdown",
+            "## The `big` step\n[a](02_model.ipynb#How-big-is-it?) "
+            "[b](tutorials/debugging.ipynb) [c](LICENSE) [d](#The-big-step) "
+            "[e](https://arxiv.org/x)\n```\n[f](no.ipynb)\n```",
+        )
+    )[1].source
+    for made in (
+        "[a](model.ipynb#how-big-is-it)",
+        "[b](tutorials/debugging.ipynb)",
+        "blob/main/LICENSE)",
+        "[d](page.ipynb#the-big-step)",
+        "[e](https://arxiv.org/x)",
+        "[f](no.ipynb)",
+    ):
         assert made in text, made
-    assert "[up](../model.ipynb)" in notebook(("markdown", "[up](../02_model.ipynb)"), name="tutorials/debugging")[1].source
+    assert (
+        "[up](../model.ipynb)"
+        in notebook(("markdown", "[up](../02_model.ipynb)"), name="tutorials/debugging")[1].source
+    )
 
 
-@pytest.mark.parametrize("kind, text, word", [
-    ("markdown", "::: {.callout-note}\nlost\n:::", "Quarto"), ("markdown", "## A part {.unnumbered}", "Quarto"), ("markdown", "{{< video x >}}", "Quarto"), ("markdown", "see @fig-loss", "Quarto"),
-    ("code", "#| layout-ncol: 2\n1 + 1", "layout-ncol"), ("markdown", "[x](02_model.ipynb#No-such-part)", "no heading"), ("markdown", "[x](05_none.ipynb)", "no notebook"), ("markdown", "[x](gone.md)", "dead link")])
+@pytest.mark.parametrize(
+    "kind, text, word",
+    [
+        ("markdown", "::: {.callout-note}\nlost\n:::", "Quarto"),
+        ("markdown", "## A part {.unnumbered}", "Quarto"),
+        ("markdown", "{{< video x >}}", "Quarto"),
+        ("markdown", "see @fig-loss", "Quarto"),
+        ("code", "#| layout-ncol: 2\n1 + 1", "layout-ncol"),
+        ("markdown", "[x](02_model.ipynb#No-such-part)", "no heading"),
+        ("markdown", "[x](05_none.ipynb)", "no notebook"),
+        ("markdown", "[x](gone.md)", "dead link"),
+    ],
+)
 def test_what_cannot_be_shown_is_named_with_its_cell(notebook, docs, kind, text, word):
-    with pytest.raises(docs.SiteError, match=r"nbs/03_page\.ipynb, cell \d") as raised: notebook(("markdown", "Before."), (kind, text))
+    with pytest.raises(docs.SiteError, match=r"nbs/03_page\.ipynb, cell \d") as raised:
+        notebook(("markdown", "Before."), (kind, text))
     assert word in str(raised.value) and text.splitlines()[0][:40] in str(raised.value)
 
 
 def test_quarto_in_code_is_text(notebook):
-    assert "{.unnumbered}" in notebook(("markdown", "Write no `{.unnumbered}`.\n```\n:::\n```"))[1].source
+    assert (
+        "{.unnumbered}"
+        in notebook(("markdown", "Write no `{.unnumbered}`.\n```\n:::\n```"))[1].source
+    )
 
 
 def test_options_become_tags(notebook):
-    cells = notebook(("code", "#| slow\n#| echo: false\nfig.set(xlabel='step', title='The loss')"), ("code", "#| hide\nsecret = 1"))
+    cells = notebook(
+        ("code", "#| slow\n#| echo: false\nfig.set(xlabel='step', title='The loss')"),
+        ("code", "#| hide\nsecret = 1"),
+    )
     assert [c.source for c in cells[1:]] == ["fig.set(xlabel='step', title='The loss')"]
-    assert cells[1].metadata.tags == ["remove-input"] and cells[1].metadata.mystnb.image.alt == "Figure: step; The loss"
+    assert (
+        cells[1].metadata.tags == ["remove-input"]
+        and cells[1].metadata.mystnb.image.alt == "Figure: step; The loss"
+    )
 
 
 def test_colab_opens_every_notebook():
     "The badge on each page, once, and a hidden cell that installs there"
-    for path in sorted((ROOT/"nbs").rglob("*.ipynb")):
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         nb, here = nbformat.read(path, as_version=4), path.relative_to(ROOT).as_posix()
         prose = "".join(c.source for c in nb.cells if c.cell_type == "markdown")
-        assert prose.count("colab-badge.svg") == 1 and f"/blob/main/{here}\"><img" in prose, here
-        installs = [c.source for c in nb.cells if c.cell_type == "code" and '"google.colab" in sys.modules' in c.source]
+        assert prose.count("colab-badge.svg") == 1 and f'/blob/main/{here}"><img' in prose, here
+        installs = [
+            c.source
+            for c in nb.cells
+            if c.cell_type == "code" and '"google.colab" in sys.modules' in c.source
+        ]
         assert len(installs) == 1 and installs[0].startswith("#| hide\nimport "), here
 
 
 def test_figures_that_are_wide(docs):
-    png = lambda width: [nbformat.v4.new_output("display_data", {"image/png": docs.base64.b64encode(bytes(16) + width.to_bytes(4)).decode()})]
+    def png(width):
+        return [
+            nbformat.v4.new_output(
+                "display_data",
+                {"image/png": docs.base64.b64encode(bytes(16) + width.to_bytes(4)).decode()},
+            )
+        ]
+
     assert (docs.wide(png(701)), docs.wide(png(700)), docs.wide([])) == ("wide", "", "")
 
 
 def test_definition(docs):
     block = docs.api("shakespeare_neox.engine.base", "nearest")
-    for part in ("{py:function} nearest(name: str, known: list) -> str", "| `name` | `str` | what was typed |", "base.py#L", "def nearest("): assert part in block, part
+    for part in (
+        "{py:function} nearest(name: str, known: list) -> str",
+        "| `name` | `str` | what was typed |",
+        "base.py#L",
+        "def nearest(",
+    ):
+        assert part in block, part
 
 
 def test_notes_of_all_parameters(docs):
     "Those behind stars and under a decorator, too; a method without a word is left to the code"
-    assert re.search(r"\| `overrides` \|[ |]+settings that override the recipes \|", docs.api("shakespeare_neox.engine.run", "train"))
-    assert "| `n_tokens` | `int` | length of the text |" in docs.api("shakespeare_neox.data", "windows")
+    assert re.search(
+        r"\| `overrides` \|[ |]+settings that override the recipes \|",
+        docs.api("shakespeare_neox.engine.run", "train"),
+    )
+    assert "| `n_tokens` | `int` | length of the text |" in docs.api(
+        "shakespeare_neox.data", "windows"
+    )
     assert "{py:method} Run.done" not in docs.api("shakespeare_neox.engine.state", "Run")
 
 
 def test_code_on_a_narrow_screen(docs):
-    assert docs.near("x = 1     # one\ny = 22    # two\n    # three\ns = '   #'") == "x = 1  # one\ny = 22  # two\n    # three\ns = '   #'"
-    code = lambda text: f'<span class="pre">{text}</span>'
+    assert (
+        docs.near("x = 1     # one\ny = 22    # two\n    # three\ns = '   #'")
+        == "x = 1  # one\ny = 22  # two\n    # three\ns = '   #'"
+    )
+
+    def code(text):
+        return f'<span class="pre">{text}</span>'
+
     cells = f"<td>{code('a_b.c')}</td><td>{code('--a_b')}</td>{code('a_b')}"
     assert docs.breakable(cells) == cells.replace("a_b.c", "a_<wbr/>b.<wbr/>c")
 
 
 def test_flags_stay_whole(docs):
     usage = re.search(r"```text\n(neox_train .+?)\n```", docs.commands(), re.S)[1]
-    assert all(line.count("[") == line.count("]") and len(line) < 85 for line in usage.splitlines()) and "[--dry_run" in usage
+    assert (
+        all(line.count("[") == line.count("]") and len(line) < 85 for line in usage.splitlines())
+        and "[--dry_run" in usage
+    )
 
 
 def test_every_page_has_its_place(docs):
-    assert docs.sections(["index", "02_model", "map"]) == {"Start": ["index"], "Lessons": ["02_model"], "Reference": ["map"]}
+    assert docs.sections(["index", "02_model", "map"]) == {
+        "Start": ["index"],
+        "Lessons": ["02_model"],
+        "Reference": ["map"],
+    }
     assert docs.sections(["09_speed"]) == {"Benchmarks": ["09_speed"]}
-    with pytest.raises(docs.SiteError, match="nbs/essay.ipynb"): docs.sections(["index", "essay"])
+    tutorials = ["tutorials/datasets", "tutorials/gpt_from_scratch"]
+    assert docs.sections(tutorials) == {"Tutorials": tutorials[::-1]}
+    with pytest.raises(docs.SiteError, match="nbs/essay.ipynb"):
+        docs.sections(["index", "essay"])
 
 
 @pytest.fixture(scope="module")
 def site(docs, tmp_path_factory):
     "The built site, served on loopback: its folder and address"
-    work = tmp_path_factory.mktemp("site"); docs.write(work/"site"); docs.build(work/"site", work/"html")
+    work = tmp_path_factory.mktemp("site")
+    docs.write(work / "site")
+    docs.build(work / "site", work / "html")
+    docs.add_downloads(work / "html")
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=work/"html"))
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=work / "html")
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield work/"html", f"http://127.0.0.1:{server.server_port}"
+    yield work / "html", f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
 
-def pages(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.html") if "_static" not in p.parts)
+def pages(folder):
+    return sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*.html")
+        if not {"_static", "talk"} & set(p.parts)
+    )
 
 
 @pytest.fixture(scope="module")
 def browser(site):
     "Headless Chromium that writes down its console and its requests"
-    webdriver = pytest.importorskip("selenium.webdriver"); driver = shutil.which("chromedriver")
-    if not CHROMIUM or not driver: pytest.skip(os.environ.get("NO_BROWSER", "no Chromium: apt-get install chromium chromium-driver"))
-    options = webdriver.ChromeOptions(); options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"): options.add_argument(flag)
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if not CHROMIUM or not driver:
+        pytest.skip(
+            os.environ.get("NO_BROWSER", "no Chromium: apt-get install chromium chromium-driver")
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ):
+        options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    chrome.set_script_timeout(180)                         # axe over a long page, on a busy machine
+    chrome.set_script_timeout(180)  # axe over a long page, on a busy machine
     yield chrome
     chrome.quit()
 
 
 def visit(browser, url, width=WIDE, theme="light"):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=800, deviceScaleFactor=1, mobile=False))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=theme)]))
-    browser.get(url); assert until(browser, f"return document.documentElement.dataset.theme === '{theme}'"), url      # the theme's own script sets it
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        dict(width=width, height=800, deviceScaleFactor=1, mobile=False),
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        dict(features=[dict(name="prefers-color-scheme", value=theme)]),
+    )
+    browser.get(url)
+    assert until(browser, f"return document.documentElement.dataset.theme === '{theme}'"), (
+        url
+    )  # the theme's own script sets it
 
 
 def until(browser, script, seconds=15):
     end = time.time() + seconds
-    while not (value := browser.execute_script(script)) and time.time() < end: time.sleep(.1)
+    while not (value := browser.execute_script(script)) and time.time() < end:
+        time.sleep(0.1)
     return value
 
 
 def test_every_page_loads_whole(site, browser):
-    folder, address = site; wrong = []
+    folder, address = site
+    wrong = []
     for page in pages(folder):
         visit(browser, f"{address}/{page}")
-        wrong += [(page, e["message"]) for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+        wrong += [
+            (page, e["message"])
+            for e in browser.get_log("browser")
+            if e["level"] in ("SEVERE", "WARNING")
+        ]
         events = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
-        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        wrong += [(page, "asks " + u[:80]) for u in asked if not u.startswith((address, "data:", "blob:"))]
-        wrong += [(page, "image", src) for src in browser.execute_script("return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")]
-        wrong += [(page, "no alt", src[:60]) for src in browser.execute_script("return [...document.images].filter(i => !i.alt).map(i => i.src)")]
+        asked = [
+            e["params"]["request"]["url"]
+            for e in events
+            if e["method"] == "Network.requestWillBeSent"
+        ]
+        wrong += [
+            (page, "asks " + u[:80]) for u in asked if not u.startswith((address, "data:", "blob:"))
+        ]
+        wrong += [
+            (page, "image", src)
+            for src in browser.execute_script(
+                "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => "
+                "i.src)"
+            )
+        ]
+        wrong += [
+            (page, "no alt", src[:60])
+            for src in browser.execute_script(
+                "return [...document.images].filter(i => !i.alt).map(i => i.src)"
+            )
+        ]
     assert len(pages(folder)) >= 18 and wrong == []
 
 
 def test_every_link_and_anchor_leads_somewhere(site, browser):
-    folder, address = site; ids, links = {}, set()
+    folder, address = site
+    ids, links = {}, set()
     for page in pages(folder):
         visit(browser, f"{address}/{page}")
-        ids[f"{address}/{page}"] = set(browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")) | {""}
-        links |= {(page, href) for href in browser.execute_script("return [...document.querySelectorAll('a[href]')].map(e => e.href)") if href.startswith(address)}
-    dead = [(page, href) for page, href in links for path, _, anchor in [href.partition("#")]
-            if path in ids and anchor not in ids[path] or path not in ids and not (folder/path.removeprefix(address).lstrip("/")).exists()]
+        ids[f"{address}/{page}"] = set(
+            browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+        ) | {""}
+        links |= {
+            (page, href)
+            for href in browser.execute_script(
+                "return [...document.querySelectorAll('a[href]')].map(e => e.href)"
+            )
+            if href.startswith(address)
+        }
+    dead = [
+        (page, href)
+        for page, href in links
+        for path, _, anchor in [href.partition("#")]
+        if path in ids
+        and anchor not in ids[path]
+        or path not in ids
+        and not (folder / path.removeprefix(address).lstrip("/")).exists()
+    ]
     assert len(links) > 500 and dead == []
-    assert {"train_iters", "optimizer.type", "optimizer.params.lr", "zero_optimization"} <= ids[f"{address}/reference/recipe_keys.html"]
+    assert {"train_iters", "optimizer.type", "optimizer.params.lr", "zero_optimization"} <= ids[
+        f"{address}/reference/recipe_keys.html"
+    ]
     visit(browser, f"{address}/map.html")
-    browser.execute_script("[...document.querySelectorAll('a')].find(a => a.href.endsWith('#bad-batches-clipping')).click()")
-    assert until(browser, "return location.pathname == '/train.html' && Math.abs(document.querySelector('#bad-batches-clipping').getBoundingClientRect().top) < 300")
+    browser.execute_script(
+        "[...document.querySelectorAll('a')].find(a => "
+        "a.href.endsWith('#bad-batches-clipping')).click()"
+    )
+    assert until(
+        browser,
+        "return location.pathname == '/train.html' && "
+        "Math.abs(document.querySelector('#bad-batches-clipping').getBoundingClientRect().top) < "
+        "300",
+    )
 
 
 def test_search_finds_rotary(site, browser):
     visit(browser, f"{site[1]}/search.html?q=rotary")
-    href = until(browser, "return [...document.querySelectorAll('#search-results li a')].map(a => a.href).find(h => h.includes('/model.html'))")
+    href = until(
+        browser,
+        "return [...document.querySelectorAll('#search-results li a')].map(a => a.href).find(h "
+        "=> h.includes('/model.html'))",
+    )
     assert href
-    visit(browser, href); assert "rotary" in browser.find_element("tag name", "article").text.lower()
+    visit(browser, href)
+    assert "rotary" in browser.find_element("tag name", "article").text.lower()
 
 
 def test_math_is_typeset(site, browser):
     visit(browser, f"{site[1]}/data.html")
-    assert until(browser, "return document.querySelectorAll('article mjx-container svg').length > 0")
+    assert until(
+        browser, "return document.querySelectorAll('article mjx-container svg').length > 0"
+    )
     assert browser.execute_script("return document.querySelectorAll('mjx-merror').length") == 0
 
 
@@ -192,7 +385,8 @@ def test_nothing_runs_over(site, browser, width):
     over = []
     for page in pages(site[0]):
         visit(browser, f"{site[1]}/{page}", width)
-        if (seen := browser.execute_script("return document.documentElement.scrollWidth")) > width: over.append((page, seen))
+        if (seen := browser.execute_script("return document.documentElement.scrollWidth")) > width:
+            over.append((page, seen))
     assert over == []
 
 
@@ -201,35 +395,74 @@ def test_tables_fit(site, browser):
     wide = []
     for page in pages(site[0]):
         visit(browser, f"{site[1]}/{page}")
-        wide += [(page, head) for head in browser.execute_script("""return [...document.querySelectorAll('article table')].filter(
-            t => t.scrollWidth > (t.closest('.pst-scrollable-table-container, .cell_output') ?? t.parentElement).clientWidth + 1).map(t => t.innerText.slice(0, 60))""")]
+        wide += [
+            (page, head)
+            for head in browser.execute_script("""
+                const box = '.pst-scrollable-table-container, .cell_output'
+                return [...document.querySelectorAll('article table')]
+                    .filter(t => t.scrollWidth
+                        > (t.closest(box) ?? t.parentElement).clientWidth + 1)
+                    .map(t => t.innerText.slice(0, 60))""")
+        ]
     visit(browser, f"{site[1]}/reference/recipe_keys.html")
-    row = browser.execute_script("return [...document.querySelectorAll('tr')].find(r => r.innerText.includes('pipe_partition_method')).innerText")
+    row = browser.execute_script(
+        "return [...document.querySelectorAll('tr')].find(r => "
+        "r.innerText.includes('pipe_partition_method')).innerText"
+    )
     assert wide == [] and "transformer|mlp" in row and "shared out" in row
 
 
 def test_home_is_one_screen(site, browser):
     visit(browser, f"{site[1]}/index.html")
     for part in (".home img", ".home pre", "a.button", ".proven table td:last-child a"):
-        assert browser.execute_script("return [...document.querySelectorAll(arguments[0])].at(-1).getBoundingClientRect().bottom", part) < 800, part
+        assert (
+            browser.execute_script(
+                "return "
+                "[...document.querySelectorAll(arguments[0])].at(-1).getBoundingClientRect().bottom",
+                part,
+            )
+            < 800
+        ), part
 
 
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory):
     "axe-core, from npm"
-    folder = tmp_path_factory.mktemp("axe"); npm = shutil.which("npm")
-    if not npm or subprocess.run([npm, "pack", "axe-core@4.14.1", "--silent"], cwd=folder, capture_output=True, timeout=60).returncode: pytest.skip("axe-core cannot be had from npm")
-    with tarfile.open(next(folder.glob("*.tgz"))) as packed: return packed.extractfile("package/axe.min.js").read().decode()
+    folder = tmp_path_factory.mktemp("axe")
+    npm = shutil.which("npm")
+    if (
+        not npm
+        or subprocess.run(
+            [npm, "pack", "axe-core@4.14.1", "--silent"],
+            cwd=folder,
+            capture_output=True,
+            timeout=60,
+        ).returncode
+    ):
+        pytest.skip("axe-core cannot be had from npm")
+    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
+        return packed.extractfile("package/axe.min.js").read().decode()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("part", ["some", pytest.param("all", marks=pytest.mark.slow)])
 def test_axe_finds_no_serious_fault(site, browser, axe, theme, part):
     faults = []
-    for page in ["index.html", "tutorials/datasets.html", "reference/commands.html", "engine/base.html"] if part == "some" else pages(site[0]):
+    for page in (
+        ["index.html", "tutorials/datasets.html", "reference/commands.html", "engine/base.html"]
+        if part == "some"
+        else pages(site[0])
+    ):
         visit(browser, f"{site[1]}/{page}", theme=theme)
-        browser.execute_script("document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none !important}</style>')")     # colours as they stay
+        browser.execute_script(
+            "document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none "
+            "!important}</style>')"
+        )  # colours as they stay
         browser.execute_script(axe)
-        found = browser.execute_async_script("const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r => done(r.violations.map(v => [v.impact, v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)])))")
+        found = browser.execute_async_script(
+            "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r "
+            "=> done(r.violations.map(v => [v.impact, v.id, v.nodes.length, "
+            "v.nodes[0].html.slice(0, 160)])))"
+        )
         faults += [(page, *f) for f in found if f[0] in ("serious", "critical")]
     assert faults == [], "\n".join(map(str, faults))

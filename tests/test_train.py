@@ -1,4 +1,5 @@
 "The loop, beyond what lesson 03 shows: odd batches, errors half way, frozen parts, going on"
+
 import copy
 import math
 
@@ -25,7 +26,8 @@ def small(**settings):
     return GPT(ModelConfig(**{**sizes, "vocab_size": 20, "pos_emb": "rotary", **settings}))
 
 
-def batches(step): return [get_batch(IDS, 0, 2*step + i, 4, 16) for i in range(2)]
+def batches(step):
+    return [get_batch(IDS, 0, 2 * step + i, 4, 16) for i in range(2)]
 
 
 def trainer(model, n_steps=4, callbacks=(), **settings):
@@ -35,10 +37,12 @@ def trainer(model, n_steps=4, callbacks=(), **settings):
 
 class Noted(Callback):
     "Notes each event; fails or stops where it is told to"
+
     def __init__(self, fails_at=None, stops_at=None):
         self.events, self.fails_at, self.stops_at = [], fails_at, stops_at
 
-    def start(self, trainer): self.events.append("start")
+    def start(self, trainer):
+        self.events.append("start")
 
     def step(self, trainer):
         self.events.append(trainer.step)
@@ -46,8 +50,11 @@ class Noted(Callback):
             raise KeyboardInterrupt
         trainer.stopping = trainer.step == self.stops_at
 
-    def end(self, trainer): self.events.append("end")
-    def close(self, trainer): self.events.append("close")
+    def end(self, trainer):
+        self.events.append("end")
+
+    def close(self, trainer):
+        self.events.append("close")
 
 
 def test_events_in_order():
@@ -80,11 +87,16 @@ def test_nothing_left_to_do():
 @pytest.mark.parametrize("kind", ["adam", "muon"])
 def test_goes_on_to_the_same_bits(kind):
     "Weights, moments and the step are all that a loop needs to go on"
+
     def fresh(n_steps):
         model = small(hidden_dropout=0.0)
         optimizer = make_optimizer(model, kind, dict(lr=0.01))
-        def schedule(step): return learning_rate(step, 0.01, 8, 0.2)
+
+        def schedule(step):
+            return learning_rate(step, 0.01, 8, 0.2)
+
         return Trainer(model, optimizer, batches, schedule, n_steps)
+
     whole, half, rest = fresh(8), fresh(4), fresh(8)
     whole.fit()
     half.fit()
@@ -103,11 +115,14 @@ def test_passes_with_unequal_counts_are_one_batch():
     whole.y[:3] = -100
     whole.y[5, 7:] = -100
     gradients = []
-    for passes in ([whole], [Batch(whole.x[i:i + 2], whole.y[i:i + 2]) for i in range(0, 8, 2)]):
+    for passes in (
+        [whole],
+        [Batch(whole.x[i : i + 2], whole.y[i : i + 2]) for i in range(0, 8, 2)],
+    ):
         one = trainer(small())
         loss = one.backward(passes)
         gradients.append(torch.cat([p.grad.flatten() for p in one.model.parameters()]))
-        assert torch.isclose(loss, token_losses(small(), whole)[0].sum()/(whole.y != -100).sum())
+        assert torch.isclose(loss, token_losses(small(), whole)[0].sum() / (whole.y != -100).sum())
     assert torch.allclose(*gradients, atol=1e-6)
 
 
@@ -168,20 +183,22 @@ def test_a_score_leaves_the_mode_as_it_was():
     assert not model.training
     model.train()
     with pytest.raises(ZeroDivisionError):
-        score(model, (1/0 for _ in range(1)))
+        score(model, (1 / 0 for _ in range(1)))
     assert model.training
 
 
 def test_what_a_score_says():
-    part = Score(nats=math.log(8)*10, n_tokens=10, n_bytes=15)
+    part = Score(nats=math.log(8) * 10, n_tokens=10, n_bytes=15)
     assert math.isclose(part.perplexity, 8) and math.isclose(part.bits_per_byte, 2)
 
 
 def test_packed_rows_reach_the_model():
     seen = {}
+
     def model(ids, **packed):
         seen.update(packed)
         return torch.zeros(*ids.shape, 20)
+
     row = torch.zeros(1, 4, dtype=torch.long)
     token_losses(model, Batch(row, row))
     assert not seen

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX', 'GPT2', 'LLAMA', 'FAMILIES', 'OLD_BUFFERS',
-           'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'SUMS', 'shipped', 'HFConfig', 'HFRotary', 'NeoXConfig', 'GPT2Config',
-           'LlamaConfig', 'Stored', 'Transposed', 'PerHead', 'Separate', 'Family', 'choice_of', 'misfits', 'family_for',
-           'special_ids', 'rotary_to_hf', 'to_hf', 'rotary_from_hf', 'check_only', 'settings_from_hf', 'family_of',
-           'from_hf', 'Place', 'WithoutInit', 'on_meta', 'places', 'check_dtype', 'stored_as', 'packed', 'write_json',
-           'as_ids', 'ends', 'write_model', 'save_model', 'WeightIndex', 'missing_weights', 'weight_files',
-           'open_weights', 'StoredWeight', 'full_name', 'stored_weights', 'check_layers', 'matrix_names',
-           'check_weights', 'check_weight', 'rotary_bytes', 'check_room', 'check_converted', 'WeightReader',
-           'read_weights', 'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation', 'read_model',
-           'not_allowed', 'is_there', 'read_shown', 'hub_name', 'find_folder', 'open_model', 'ManifestEntry',
-           'manifest', 'sha256', 'pack', 'unpack', 'is_whole', 'fetch_model', 'find_model', 'loss_in', 'best_score',
-           'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint',
-           'open_checkpoint']
+           'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'SUMS', 'DAMAGED', 'shipped', 'HFConfig', 'HFRotary', 'NeoXConfig',
+           'GPT2Config', 'LlamaConfig', 'Stored', 'Transposed', 'PerHead', 'Separate', 'Family', 'choice_of', 'misfits',
+           'family_for', 'special_ids', 'rotary_to_hf', 'to_hf', 'rotary_from_hf', 'check_only', 'settings_from_hf',
+           'family_of', 'from_hf', 'Place', 'WithoutInit', 'on_meta', 'places', 'check_dtype', 'stored_as', 'packed',
+           'write_json', 'as_ids', 'ends', 'write_model', 'save_model', 'WeightIndex', 'missing_weights',
+           'weight_files', 'open_weights', 'StoredWeight', 'full_name', 'stored_weights', 'check_layers',
+           'matrix_names', 'check_weights', 'check_weight', 'rotary_bytes', 'check_room', 'check_converted',
+           'WeightReader', 'read_weights', 'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation',
+           'read_model', 'not_allowed', 'is_there', 'read_shown', 'hub_name', 'find_folder', 'open_model',
+           'ManifestEntry', 'manifest', 'sha256', 'write_zip', 'pack', 'check_packed', 'check_sizes', 'unpack',
+           'first_changed', 'is_whole', 'fetch_model', 'find_model', 'loss_in', 'best_score', 'saved_at', 'folders_in',
+           'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint', 'open_checkpoint']
 
 # %% ../../nbs/engine/checkpoints.ipynb #b4f3f1ea
+import errno
 import hashlib
 import json
 import math
@@ -25,8 +26,10 @@ import os
 import re
 import shutil
 import stat
+import struct
 import time
 import zipfile
+import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -1111,45 +1114,99 @@ def sha256(
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../../nbs/engine/checkpoints.ipynb #b6c4013a
+def write_zip(
+    path: Path, # the .zip to write
+    files: dict, # name in it, with / between folders -> the file's path
+):
+    "Packs files into one, not compressed: the same bytes each time, and on each machine"
+    with new_file(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name)               # dated 1980, as early as a .zip can be
+            entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+            entry.file_size = os.path.getsize(files[name])
+            with open(files[name], "rb") as file, archive.open(entry, "w") as packed_file:
+                shutil.copyfileobj(file, packed_file)
+
 def pack(
     folder: Path, # a model folder
     path: Path, # the .zip to write
     url: str, # where it will be found
 ) -> dict: # its entry in the manifest
     "Packs a model folder into one file, the same bytes each time"
-    files = sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith("."))
+    files = {file.name: file for file in Path(folder).iterdir()
+             if file.is_file() and not file.name.startswith(".")}
     if not files:
         raise NeoxError(f"{folder}: no file in it to pack; give a model folder")
-    with new_file(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for file in files:
-            archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
+    write_zip(path, files)
     return dict(url=url, bytes=Path(path).stat().st_size, sha256=sha256(path))
 
 # %% ../../nbs/engine/checkpoints.ipynb #3972a96c
 SUMS = "sums.json"                           # in a fetched folder: the SHA-256 of each file
 
-def unpack(
-    path: Path, # a .zip that `pack` made
-    folder: Path, # an empty one
+def check_packed(
+    path: Path, # a .zip, for the error
+    file: zipfile.ZipInfo, # one of its entries
+    depth: int, # parts that a name may have, folders and file
+    what: str, # the .zip is
+):
+    "Raises an error for an entry that is no plain file below the folder to unpack to"
+    right = rf"\w[\w.-]*(?:/\w[\w.-]*){{0,{depth - 1}}}"
+    problem = "" if re.fullmatch(right, file.orig_filename) else f"which is no file of {what}"
+    if stat.S_IFMT(file.external_attr >> 16) not in (0, stat.S_IFREG):
+        problem = "which is a link or a device"
+    if file.flag_bits & 1 or file.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        problem = "which is encrypted, or compressed in an unusual way"
+    if problem:
+        raise NeoxError(f"{path}: holds {shown(file.orig_filename)}, {problem}; "
+                        "it is not unpacked")
+
+def check_sizes(
+    path: Path, # a .zip, for the error
+    files: list, # its entries
     most: int, # bytes that it may hold
 ):
-    "Unpacks a model; refuses names that lead elsewhere, and more bytes than were fetched"
+    "Raises an error for a .zip whose files take more room than is right, or each other's place"
+    size, names = sum(file.file_size for file in files), [file.filename.lower() for file in files]
+    folders = {name[:slash.start()] for name in names for slash in re.finditer("/", name)}
+    if size > most:
+        raise NeoxError(f"{path}: would unpack to {size:,} bytes in {len(files):,} files, "
+                        f"{most:,} at most are right; it is not unpacked")
+    if len(set(names)) < len(names) or folders & set(names):
+        raise NeoxError(f"{path}: holds several files of one name; it is not unpacked")
+
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error, zlib.error)
+
+def unpack(
+    path: Path, # a .zip that `write_zip` made
+    folder: Path, # an empty one
+    most: int, # bytes that it may hold
+    depth: int = 1, # parts that a name in it may have, folders and file
+    what: str = "a model", # it should be, for the error
+):
+    "Unpacks a .zip; refuses links, names that lead elsewhere, and more bytes than are right"
     try:
         with zipfile.ZipFile(path) as opened:
             files = opened.infolist()
             for file in files:
-                if not re.fullmatch(r"\w[\w.-]*", file.filename):
-                    raise NeoxError(f"{path}: holds {file.filename!r}, not a file of a model; it "
-                                    "is not unpacked")
-            size = sum(file.file_size for file in files)
-            if size > most or len({file.filename for file in files}) < len(files):
-                raise NeoxError(f"{path}: would unpack to {size:,} bytes in {len(files):,} files, "
-                                f"{most:,} at most are right; it is not unpacked")
+                check_packed(path, file, depth, what)
+            check_sizes(path, files, most)
             opened.extractall(folder)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as e:
-        raise NeoxError(f"{path}: not a .zip ({e}); fetch it again") from None
+    except (*DAMAGED, OSError) as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:      # it leads out of the file
+            raise
+        raise NeoxError(f"{path}: damaged, cut off or not a .zip ({e}); fetch it again") from None
 
 # %% ../../nbs/engine/checkpoints.ipynb #3f5c834f
+def first_changed(
+    folder: Path, # of files
+    sums: dict, # name, with / between folders -> SHA-256
+) -> str: # None if all are as they were
+    "The first file that is missing, or has another sum"
+    for name, right in sums.items():
+        if not (folder/name).is_file() or sha256(folder/name) != right:
+            return name
+    return None
+
 def is_whole(
     folder: Path, # in the cache
 ) -> bool:
@@ -1158,10 +1215,7 @@ def is_whole(
         sums = read_json(folder/SUMS, dict[str, str])
     except NeoxError:
         return False
-    for name, right in sums.items():
-        if not (folder/name).is_file() or sha256(folder/name) != right:
-            return False
-    return bool(sums)
+    return bool(sums) and first_changed(folder, sums) is None
 
 # %% ../../nbs/engine/checkpoints.ipynb #3c7ac394
 def fetch_model(

@@ -39,6 +39,7 @@ class Row:
     generator: torch.Generator # of its draws
     start: int = 0 # where its context begins
 
+# %% ../../nbs/engine/decode.ipynb #5ec0001e
 class Decoder:
     "Rows of different lengths that grow token by token, on one static cache"
     def __init__(self,
@@ -55,15 +56,18 @@ class Decoder:
         self.window = model.config.max_position_embeddings
         self.cache = self.make_cache(n_rows, min(self.window, longest))
 
-    def make_cache(self,
-        n_rows: int, # B
-        length: int, # S, slots of a row
-    ) -> Cache:
-        "A cache of the model's type"
-        return Cache(self.model.config, n_rows, length, self.model.embed.weight.dtype, self.device)
+# %% ../../nbs/engine/decode.ipynb #5ec0001f
+@patch
+def make_cache(self: Decoder,
+    n_rows: int, # B
+    length: int, # S, slots of a row
+) -> Cache:
+    "A cache of the model's type"
+    return Cache(self.model.config, n_rows, length, self.model.embed.weight.dtype, self.device)
 
 # %% ../../nbs/engine/decode.ipynb #5ec0000c
 @patch
+@torch.inference_mode()
 def read_past(self: Decoder,
     rows: list, # places of rows
 ):
@@ -77,8 +81,8 @@ def read_past(self: Decoder,
     self.model(torch.tensor(padded, device=self.device), cache=fresh, last=True)
     self.cache.admit(rows, fresh)
 
+# %% ../../nbs/engine/decode.ipynb #5ec00021
 @patch
-@torch.no_grad()
 def admit(self: Decoder,
     prompts: dict, # number -> ids, at least one each
     seed: int = 0, # the row of prompt n draws from seed + n
@@ -104,14 +108,21 @@ def drop(self: Decoder,
 
 # %% ../../nbs/engine/decode.ipynb #5ec00011
 @patch
-@torch.no_grad()
-def next_logits(self: Decoder) -> torch.Tensor: # (B, padded_vocab_size)
-    "The logits of the next id of each row"
+@torch.inference_mode()
+def move_contexts(self: Decoder):
+    "Reads the rows again whose context has a new start"
     starts = [context_start(len(row.ids), self.window) for row in self.rows]
     moved = [b for b, row in enumerate(self.rows) if row.start != starts[b]]
     for b in moved:
         self.rows[b].start = starts[b]
     self.read_past(moved)
+
+# %% ../../nbs/engine/decode.ipynb #5ec00024
+@patch
+@torch.inference_mode()
+def next_logits(self: Decoder) -> torch.Tensor: # (B, padded_vocab_size)
+    "The logits of the next id of each row"
+    self.move_contexts()
     ids = torch.tensor([[row.ids[-1]] for row in self.rows], device=self.device)
     positions = [[len(row.ids) - 1 - row.start] for row in self.rows]
     cache = self.cache.select(slice(len(self.rows)))
@@ -130,25 +141,40 @@ def seen(self: Decoder) -> torch.Tensor: # (B, known) bool
         mask[row.ids] = True
     return seen
 
+# %% ../../nbs/engine/decode.ipynb #5ec00027
 @patch
-@torch.no_grad()
-def step(self: Decoder,
-    temperature: float = 1.0, # 0 always takes the most likely id
-    **filters, # top_k, top_p, min_p, repetition_penalty
-) -> dict: # number of each row's prompt -> its new id
-    "Writes one id in each row"
+def known_logits(self: Decoder) -> torch.Tensor: # (B, known), in single precision
+    "The next logits of the ids that stand for something"
     logits = self.next_logits()[:, :self.known].float()
     if self.holes:
         logits[:, self.holes] = -torch.inf
-    seen = self.seen() if filters.get("repetition_penalty", 1) != 1 else None
-    logits = filter_logits(logits, seen, temperature or 1.0, **filters)
-    ids = draw(logits, [row.generator for row in self.rows]) if temperature else logits.argmax(-1)
-    ids = torch.where(logits.amax(-1).isfinite(), ids, -1).tolist()
+    return logits
+
+@patch
+def write(self: Decoder,
+    ids: list, # for each row its new id, -1 where the logits were no numbers
+):
+    "Puts an id at the end of each row"
     if -1 in ids:
         raise NeoxError("the model's logits are not numbers (NaN or infinite), its weights are "
                         "damaged; take an earlier checkpoint or train it again")
     for row, new in zip(self.rows, ids):
         row.ids.append(new)
+
+# %% ../../nbs/engine/decode.ipynb #5ec00029
+@patch
+@torch.inference_mode()
+def step(self: Decoder,
+    temperature: float = 1.0, # 0 always takes the most likely id
+    **filters, # top_k, top_p, min_p, repetition_penalty
+) -> dict: # number of each row's prompt -> its new id
+    "Writes one id in each row"
+    logits = self.known_logits()
+    seen = self.seen() if filters.get("repetition_penalty", 1) != 1 else None
+    logits = filter_logits(logits, seen, temperature or 1.0, **filters)
+    ids = draw(logits, [row.generator for row in self.rows]) if temperature else logits.argmax(-1)
+    # whoever stops at a word has to see the ids; where the logits are no numbers, they say -1
+    self.write(torch.where(logits.amax(-1).isfinite(), ids, -1).tolist())
     return {row.number: row.ids[-1] for row in self.rows}
 
 # %% ../../nbs/engine/decode.ipynb #5ec00019

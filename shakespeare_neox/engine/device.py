@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'LONG_RUN', 'NO_MEMORY', 'LAUNCHED', 'OTHER_MASKS',
            'best_precision', 'has_bf16', 'pick_precision', 'onednn_products', 'onednn_is_exact', 'glibc', 'kept_memory',
-           'TorchSettings', 'random_states', 'restore_random', 'compile_model', 'uncompile', 'device_bytes',
-           'used_bytes', 'training_bytes', 'memory_line', 'check_memory', 'within_memory', 'check_environment',
-           'check_ranks', 'check_launch', 'new_accelerator', 'make_accelerator', 'check_alike', 'talk_group',
-           'stop_signal', 'together', 'DeviceTrainer', 'divided']
+           'random_states', 'restore_random', 'deterministic_cpu', 'random_as_before', 'TorchSettings', 'uncompile',
+           'compile_model', 'device_bytes', 'used_bytes', 'training_bytes', 'memory_line', 'check_memory',
+           'within_memory', 'check_ranks', 'check_environment', 'check_launch', 'new_accelerator', 'make_accelerator',
+           'check_alike', 'talk_group', 'stop_signal', 'together', 'DeviceTrainer', 'divided']
 
 # %% ../../nbs/engine/device.ipynb #da498d45
 import os
@@ -16,7 +16,7 @@ import random
 import re
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import numpy as np
@@ -89,7 +89,6 @@ def onednn_is_exact() -> bool: # whether its fp32 loses no digit on this process
 # %% ../../nbs/engine/device.ipynb #a0c5ff18
 MALLOC_WORDS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                 # of glibc's malloc.h
-keeping = []                                # one entry for each `kept_memory` that is open
 
 def glibc(): # its functions, None where there is another C library or a person's own settings
     "glibc's memory allocator, where it is ours to set"
@@ -100,6 +99,9 @@ def glibc(): # its functions, None where there is another C library or a person'
         return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+# %% ../../nbs/engine/device.ipynb #f2c167e3
+keeping = []                                # one entry for each `kept_memory` that is open
 
 @contextmanager
 def kept_memory():
@@ -118,45 +120,6 @@ def kept_memory():
             library.malloc_trim(0)
 
 # %% ../../nbs/engine/device.ipynb #6b1d90e3
-class TorchSettings:
-    "The global settings that training needs, in force inside `with` and no longer"
-    def __init__(self,
-        device: str, # "cuda", "cpu" or "mps"
-        deterministic: bool, # whether a CPU is to give the same bits in every run
-    ):
-        self.on_cpu = device == "cpu"
-        self.deterministic = deterministic
-        self.onednn = self.on_cpu and onednn_is_exact()     # whether it has the fp32 products
-        self.depth = 0                                      # of `with` inside `with`
-        self.former = None
-
-    def __enter__(self):
-        self.depth += 1
-        if self.depth > 1:
-            return self
-        fill = torch.utils.deterministic.fill_uninitialized_memory
-        warns = torch.is_deterministic_algorithms_warn_only_enabled()
-        self.former = torch.are_deterministic_algorithms_enabled(), warns, fill, random_states()
-        self.products = onednn_products() if self.onednn else None
-        if self.on_cpu:
-            torch.use_deterministic_algorithms(self.deterministic)
-            # nothing here reads uninitialized memory: filling it takes 15% of a step
-            torch.utils.deterministic.fill_uninitialized_memory = False
-        if self.products:
-            self.products.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self.depth -= 1
-        if self.depth:
-            return
-        if self.products:
-            self.products.__exit__(None, None, None)
-        deterministic, warns, fill, states = self.former
-        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-        restore_random(states)
-
 def random_states() -> dict: # of each generator
     "Where the global random generators stand"
     states = dict(python=random.getstate(), numpy=np.random.get_state(), cpu=torch.get_rng_state())
@@ -166,6 +129,7 @@ def random_states() -> dict: # of each generator
         states["mps"] = torch.mps.get_rng_state()
     return states
 
+# %% ../../nbs/engine/device.ipynb #db9ab592
 def restore_random(
     states: dict, # as `random_states` gave them
 ):
@@ -178,10 +142,79 @@ def restore_random(
     if "mps" in states:
         torch.mps.set_rng_state(states["mps"])
 
+# %% ../../nbs/engine/device.ipynb #1c16390d
+@contextmanager
+def deterministic_cpu(
+    deterministic: bool, # whether a CPU is to give the same bits in every run
+):
+    "Torch's deterministic algorithms, on or off inside `with`"
+    deterministics = torch.utils.deterministic
+    fill = deterministics.fill_uninitialized_memory
+    former = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    deterministics.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(former, warn_only=warns)
+        deterministics.fill_uninitialized_memory = fill
+
+# %% ../../nbs/engine/device.ipynb #e05535f0
+@contextmanager
+def random_as_before():
+    "Puts all random generators back after `with`"
+    states = random_states()
+    try:
+        yield
+    finally:
+        restore_random(states)
+
+# %% ../../nbs/engine/device.ipynb #7bacfa0b
+class TorchSettings:
+    "The global settings that training needs, in force inside `with` and no longer"
+    def __init__(self,
+        device: str, # "cuda", "cpu" or "mps"
+        deterministic: bool, # whether a CPU is to give the same bits in every run
+    ):
+        self.on_cpu = device == "cpu"
+        self.deterministic = deterministic
+        self.onednn = self.on_cpu and onednn_is_exact()     # whether it has the fp32 products
+        self.depth = 0                                      # of `with` inside `with`
+        self.open = None                                    # what is to be put back
+
+# %% ../../nbs/engine/device.ipynb #8112eca0
+@patch
+def __enter__(self: TorchSettings):
+    self.depth += 1
+    if self.depth > 1:
+        return self
+    with ExitStack() as stack:
+        stack.enter_context(random_as_before())
+        if self.on_cpu:
+            stack.enter_context(deterministic_cpu(self.deterministic))
+        if self.onednn:
+            stack.enter_context(onednn_products())
+        self.open = stack.pop_all()
+    return self
+
+@patch
+def __exit__(self: TorchSettings, *error):
+    self.depth -= 1
+    if not self.depth:
+        self.open.close()
+
 # %% ../../nbs/engine/device.ipynb #d2a4f9ae
 # floating point operations from which compiling pays, about a minute of work
 LONG_RUN = dict(cpu=4e12, cuda=3e15)
 
+def uncompile(
+    model: GPT, # compiled in place, or not
+):
+    "Undoes `model.compile()`, for which torch has no public way"
+    model._compiled_call_impl = None
+
+# %% ../../nbs/engine/device.ipynb #de0cae57
 def compile_model(
     model: GPT, # compiled in place, its parameters keep their names
     try_out, # a function that runs the model forward and backward once
@@ -197,12 +230,6 @@ def compile_model(
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:80]}".removesuffix(": ")
         say(f"torch.compile does not work here ({why}); the run goes on without it")
         return False
-
-def uncompile(
-    model: GPT, # compiled in place, or not
-):
-    "Undoes `model.compile()`, for which torch has no public way"
-    model._compiled_call_impl = None
 
 # %% ../../nbs/engine/device.ipynb #e2341e32
 def device_bytes(
@@ -285,19 +312,6 @@ def within_memory(
 # numbers that a launcher sets
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
-def check_environment():
-    "Raises an error that names a variable of the environment that holds nonsense"
-    found = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
-    for name, value in found.items():
-        if value and not re.fullmatch(r"\d{1,9}", value):
-            raise NeoxError(f"{name}={value!r}: not a whole number; "
-                            f"launchers such as torchrun set it, else: unset {name}")
-    threads = os.environ.get("OMP_NUM_THREADS", "").strip()
-    if threads and not re.fullmatch(r"0*[1-9]\d{0,4}(,0*[1-9]\d{0,4})*", threads):
-        raise NeoxError(f"OMP_NUM_THREADS={threads!r}: not a number of threads; "
-                        "give one, such as 2, or: unset OMP_NUM_THREADS")
-    check_ranks(found)
-
 def check_ranks(
     found: dict, # name of LAUNCHED -> text, empty if it is not set
 ):
@@ -314,6 +328,20 @@ def check_ranks(
         raise NeoxError(f"{names.split()[0]} is set, but not all of RANK, WORLD_SIZE, MASTER_ADDR "
                         "and MASTER_PORT; start several processes with torchrun, "
                         f"or a single one after: unset {names}")
+
+# %% ../../nbs/engine/device.ipynb #9ed336b6
+def check_environment():
+    "Raises an error that names a variable of the environment that holds nonsense"
+    found = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
+    for name, value in found.items():
+        if value and not re.fullmatch(r"\d{1,9}", value):
+            raise NeoxError(f"{name}={value!r}: not a whole number; "
+                            f"launchers such as torchrun set it, else: unset {name}")
+    threads = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if threads and not re.fullmatch(r"0*[1-9]\d{0,4}(,0*[1-9]\d{0,4})*", threads):
+        raise NeoxError(f"OMP_NUM_THREADS={threads!r}: not a number of threads; "
+                        "give one, such as 2, or: unset OMP_NUM_THREADS")
+    check_ranks(found)
 
 # %% ../../nbs/engine/device.ipynb #2927e36d
 def check_launch():
@@ -344,6 +372,7 @@ def new_accelerator(
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(**chosen)
 
+# %% ../../nbs/engine/device.ipynb #a59c028b
 def make_accelerator(
     c: TrainConfig, # its precision
 ) -> tuple: # Accelerator, precision
@@ -443,16 +472,43 @@ class DeviceTrainer(Trainer):
     def propagate(self, loss):
         self.accelerator.backward(loss)
 
-    def clip(self):
-        return self.undivided(self.measure)
+# %% ../../nbs/engine/device.ipynb #b6fdb945
+@patch
+def undivided(self: DeviceTrainer, work): # a function without arguments -> what it returns
+    "The optimizer's part of a step"
+    found = within_memory(work)
+    if found is None:
+        raise NeoxError(f"out of memory in the optimizer's part of step {self.step + 1}, "
+                        "after which the weights may be half changed; "
+                        "lower train_micro_batch_size_per_gpu, "
+                        "hidden_size or num_layers, or leave average_steps out, in a new folder")
+    return found
 
-    def update(self, lr):
-        self.undivided(lambda: Trainer.update(self, lr) or True)
+# %% ../../nbs/engine/device.ipynb #1b9471db
+@patch
+def clip(self: DeviceTrainer):
+    return self.undivided(self.measure)
 
-    def measure(self):
-        "The gradient's norm without the scale of fp16, clipped"
-        self.accelerator.unscale_gradients()
-        return Trainer.clip(self)
+@patch
+def update(self: DeviceTrainer, lr): # learning rate of the step
+    self.undivided(lambda: Trainer.update(self, lr) or True)
+
+@patch
+def measure(self: DeviceTrainer):
+    "The gradient's norm without the scale of fp16, clipped"
+    self.accelerator.unscale_gradients()
+    return Trainer.clip(self)
+
+# %% ../../nbs/engine/device.ipynb #e7e0bb4e
+def divided(
+    batch: Batch, # of B windows
+    n: int, # pieces
+) -> list: # of Batch, of B/n windows each
+    "A batch in equal pieces"
+    tensors = (batch.x, batch.y, batch.positions, batch.document)
+    size = len(batch.x)//n
+    return [Batch(*(None if tensor is None else tensor[start:start + size] for tensor in tensors))
+            for start in range(0, n*size, size)]
 
 # %% ../../nbs/engine/device.ipynb #09e8cda8
 @patch
@@ -475,26 +531,7 @@ def gradients(self: DeviceTrainer, passes: list): # the step's Batches -> its lo
         loss = sum(self.backward_pass(piece, count) for piece in pieces[:-1])
     return loss + self.backward_pass(pieces[-1], count)
 
-def divided(
-    batch: Batch, # of B windows
-    n: int, # pieces
-) -> list: # of Batch, of B/n windows each
-    "A batch in equal pieces"
-    tensors = (batch.x, batch.y, batch.positions, batch.document)
-    size = len(batch.x)//n
-    return [Batch(*(None if tensor is None else tensor[start:start + size] for tensor in tensors))
-            for start in range(0, n*size, size)]
-
 # %% ../../nbs/engine/device.ipynb #7a21d84b
-@patch
-def backward(self: DeviceTrainer, passes: list): # the step's Batches -> its loss, a scalar
-    "The gradient of a step, in smaller passes where memory is full"
-    loss = within_memory(lambda: self.gradients(passes))
-    while loss is None:             # outside of `except`, whose traceback holds the memory
-        self.halve(passes)
-        loss = within_memory(lambda: self.gradients(passes))
-    return loss
-
 @patch
 def halve(self: DeviceTrainer, passes: list): # the step's Batches
     "Cuts each pass into twice as many pieces"
@@ -509,13 +546,12 @@ def halve(self: DeviceTrainer, passes: list): # the step's Batches
     say(f"out of memory: from here on {len(passes)*self.pieces} passes of {windows//2} windows "
         "for each step, which reads the same text")
 
+# %% ../../nbs/engine/device.ipynb #eca6174d
 @patch
-def undivided(self: DeviceTrainer, work): # a function without arguments -> what it returns
-    "The optimizer's part of a step"
-    found = within_memory(work)
-    if found is None:
-        raise NeoxError(f"out of memory in the optimizer's part of step {self.step + 1}, "
-                        "after which the weights may be half changed; "
-                        "lower train_micro_batch_size_per_gpu, "
-                        "hidden_size or num_layers, or leave average_steps out, in a new folder")
-    return found
+def backward(self: DeviceTrainer, passes: list): # the step's Batches -> its loss, a scalar
+    "The gradient of a step, in smaller passes where memory is full"
+    loss = within_memory(lambda: self.gradients(passes))
+    while loss is None:             # outside of `except`, whose traceback holds the memory
+        self.halve(passes)
+        loss = within_memory(lambda: self.gradients(passes))
+    return loss

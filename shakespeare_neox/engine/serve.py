@@ -71,6 +71,7 @@ def as_texts(
             raise NeoxError(f"{name}: {text!r:.60} is a {type(text).__name__}, not a text")
     return texts
 
+# %% ../../nbs/engine/serve.ipynb #5e2e003e
 def as_stops(
     stop, # one str, or several
 ) -> list: # of str
@@ -96,6 +97,7 @@ def prompt_ids(
                         f"{window:,}; shorten it by {len(ids) - window:,}")
     return ids
 
+# %% ../../nbs/engine/serve.ipynb #5e2e004c
 def encode_prompts(
     model: GPT, # its window
     tokenizer: Tokenizer, # its vocabulary
@@ -125,17 +127,17 @@ class BoundedStream(TextStream):
         self.shorten()
 
     def add(self,
-        new: int, # the next id
+        *new: int, # the next id, or several
     ) -> str: # what is sure now and was not before, often ""
-        "Takes an id"
-        self.run += 1
-        unsure = self.is_byte(new)             # bytes in a row are decoded together
+        "Takes ids"
+        self.run += len(new)
+        unsure = self.is_byte(new[-1])         # bytes in a row are decoded together
         if 8 < self.run < self.wait:           # still in the midst of a character
-            unsure = unsure or self.tokenizer.decode([new]).endswith("\ufffd")
+            unsure = unsure or self.tokenizer.decode(new[-1:]).endswith("\ufffd")
         if unsure:
-            self.ids.append(new)
+            self.ids.extend(new)
             return ""
-        piece = super().add(new)
+        piece = super().add(*new)
         self.wait = 2*self.run
         if not self.text.endswith("\ufffd"):
             self.run = 0
@@ -170,6 +172,7 @@ def stop_at(
     ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s and s in text]
     return min(ends)[1] if ends else None
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0040
 def held_back(
     text: str, # drawn so far
     stop: list, # strings that end the text
@@ -191,7 +194,8 @@ class Continuation:
     ):
         self.stream = BoundedStream(tokenizer, before)
         self.stop, self.ends, self.most = stop, ends, most
-        self.n_ids, self.text, self.held = 0, "", ""   # held: not given out yet
+        self.n_ids, self.unread = 0, []            # unread: ids that are not yet decoded
+        self.pieces, self.held = [], ""            # held: text that is not given out yet
         self.ended = most == 0
 
     def give(self,
@@ -199,8 +203,13 @@ class Continuation:
     ) -> str:
         "Gives out the beginning of what is held"
         piece, self.held = self.held[:end], self.held[end:]
-        self.text += piece
+        self.pieces.append(piece)
         return piece
+
+    @property
+    def text(self) -> str:
+        "All that was given out"
+        return "".join(self.pieces)
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0018
 @patch
@@ -227,6 +236,21 @@ def finish(self: Continuation) -> str:
     self.held += self.stream.rest()
     return self.give(stop_at(self.held, self.stop))
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0051
+@patch
+def collect(self: Continuation,
+    new: int, # the next id
+):
+    "Takes an id whose text nobody waits for: without stop strings it is decoded at the end"
+    if self.stop:
+        self.add(new)
+        return
+    self.n_ids += 1
+    self.unread.append(new)
+    if new in self.ends or self.n_ids == self.most:
+        self.held = self.stream.add(*self.unread)
+        self.finish()
+
 # %% ../../nbs/engine/serve.ipynb #5e2e001a
 def end_ids(
     model: GPT, # what its folder says
@@ -237,6 +261,7 @@ def end_ids(
     named = named if isinstance(named, list) else [named]
     return {tokenizer.eot_id, *named} - {None}
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0043
 def decode_stream(
     tokenizer: Tokenizer, # of the ids
     ids: list, # as they are drawn, one by one
@@ -286,6 +311,7 @@ def make_decoder(
         raise NeoxError(f"no memory for a cache of {n_rows:,} rows of {slots:,} positions; "
                         "lower batch_size or max_new_tokens") from None
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0046
 def by_length(
     prompts: list, # ids of each
     stretch: int, # prompts that are sorted together
@@ -318,10 +344,11 @@ def complete(
         if not decoder.rows:
             return
         for number, i in decoder.step(**sampling).items():
-            texts[number].add(i)
-            if texts[number].ended:
-                decoder.drop(number)
-                yield number, texts.pop(number)
+            texts[number].collect(i)
+        ended = [row.number for row in decoder.rows if texts[row.number].ended]
+        for number in reversed(ended):                 # from the last place: few rows move
+            decoder.drop(number)
+            yield number, texts.pop(number)
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0026
 def progress_line(
@@ -335,6 +362,7 @@ def progress_line(
     return (f"{n_done:>6,}/{n_prompts:,} prompts  {n_tokens/seconds:,.0f} tokens/s  "
             f"{left//60}:{left%60:02d} left")
 
+# %% ../../nbs/engine/serve.ipynb #5e2e0049
 def generate_many(
     model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model

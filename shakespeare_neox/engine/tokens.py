@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PREPARE_AGAIN', 'USUAL_NAMES', 'OTHER_ROLES', 'LISTS', 'LARGEST_VOCABULARY', 'COPY_AGAIN', 'GPT2_SPLIT',
-           'GPT4_SPLIT', 'SHORT_ENDINGS', 'SAFE_SPLITS', 'neox_prepare_main', 'neox_tokenizer_main', 'changed',
-           'by_position', 'by_document', 'divide', 'TokenHeader', 'id_type', 'write_header', 'check_header',
+           'GPT4_SPLIT', 'SHORT_ENDINGS', 'SAFE_SPLITS', 'neox_prepare_main', 'neox_tokenizer_main', 'read_split',
+           'changed', 'by_position', 'by_document', 'divide', 'TokenHeader', 'id_type', 'write_header', 'check_header',
            'check_stored_ids', 'TokenFile', 'token_text', 'special_tokens', 'without_missing', 'switch_off', 'adopt',
            'check_tokenizer_file', 'read_beside', 'read_tokenizer', 'load_tokenizer', 'switched_on', 'starts_words',
            'flat', 'is_character_table', 'word_starts', 'SplitPoints', 'TokenWriter', 'counted', 'preparation_key',
@@ -15,6 +15,7 @@ __all__ = ['PARTS', 'PREPARE_AGAIN', 'USUAL_NAMES', 'OTHER_ROLES', 'LISTS', 'LAR
 # %% ../../nbs/engine/tokens.ipynb #c779785f
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,13 +29,27 @@ import numpy as np
 from annotated_types import Ge, Le
 from fastcore.basics import patch
 
-from ..data import read_split
 from .base import LARGEST_JSON, NeoxError, assets, command, new_folder
 from .corpora import Corpus, load_corpus, write_plain
-from ..tokenizer import UNIGRAM_SPLIT, Tokenizer, train_tokenizer
+from .vocab import UNIGRAM_SPLIT, CheckedTokenizer, train_tokenizer
+from ..tokenizer import Tokenizer
 
 # %% ../../nbs/engine/tokens.ipynb #c779f4a1
 from .base import read_folder, read_json, reason, say, say_once
+
+# %% ../../nbs/engine/tokens.ipynb #df53c695
+def read_split(
+    split: str, # such as "90,10,0"
+) -> list: # two or three shares, adding up to 1
+    "Shares of train, validation and test"
+    try:
+        shares = [float(share) for share in str(split).split(",")]
+    except ValueError:
+        shares = []
+    fits = len(shares) in (2, 3) and all(0 <= share < math.inf for share in shares)
+    if not fits or not shares[0] or not sum(shares) < math.inf:
+        raise NeoxError(f"split={split!r}: give two or three shares, train first, such as 90,10,0")
+    return [share/sum(shares) for share in shares]
 
 # %% ../../nbs/engine/tokens.ipynb #ca60ea2b
 PARTS = ("train", "valid", "test")
@@ -253,6 +268,9 @@ def without_missing(
             kept[role] = [token for token in tokens if not missing(role, token)]
         if isinstance(tokens, dict):
             kept[role] = {key: token for key, token in tokens.items() if not missing(role, token)}
+    if isinstance(kept.get("extra_special_tokens"), list):    # transformers 4 takes no list there
+        extra = kept.pop("extra_special_tokens")
+        kept["additional_special_tokens"] = [*(kept.get("additional_special_tokens") or []), *extra]
     return kept
 
 # %% ../../nbs/engine/tokens.ipynb #70ce0017
@@ -285,7 +303,7 @@ def adopt(
     if unknown and backend.token_to_id(unknown) is not None:
         roles.setdefault("unk_token", unknown)
     lossy = lossy or kept.get("lossy") is True
-    return Tokenizer(backend, roles, kept, lossy, files)
+    return CheckedTokenizer(backend, roles, kept, lossy, files)
 
 # %% ../../nbs/engine/tokens.ipynb #70cf0025
 def check_tokenizer_file(
@@ -372,7 +390,7 @@ def load_tokenizer(
 
 # %% ../../nbs/engine/tokens.ipynb #a6542415
 @patch
-def encode_many(self: Tokenizer,
+def encode_many(self: CheckedTokenizer,
     texts: list, # each as for `encode`
     starts: list = None, # where each begins in the whole text, for the error
 ) -> list: # ids of each
@@ -394,7 +412,7 @@ def switched_on(
     return {key: value for key, value in part.items() if value is not None and value is not False}
 
 @patch(as_prop=True)
-def fingerprint(self: Tokenizer) -> str: # SHA-256
+def fingerprint(self: CheckedTokenizer) -> str: # SHA-256
     "Names all that decides the ids of a text"
     if "_fingerprint" not in vars(self):
         spec = json.loads(self.backend.to_str(), object_hook=switched_on)

@@ -518,11 +518,11 @@ def test_cache_without_room():
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_prompt_file_that_is_a_fifo(folder, capsys):
     os.mkfifo("p.txt")
-    start = time.perf_counter()
+    start = time.process_time()
     refuses(
         neox_generate_main, ["m", "--prompt_file", "p.txt"], capsys, "p.txt", "not a regular file"
     )
-    assert time.perf_counter() - start < 30  # it would wait for ever
+    assert time.process_time() - start < 2  # a wait for ever ends at the test's limit
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices")
@@ -538,9 +538,9 @@ def test_prompt_file_that_is_a_device(path, folder, capsys):
 def test_prompt_file_that_is_huge(folder, capsys):
     with open("p.txt", "wb") as f:
         f.truncate(2**40)
-    start = time.perf_counter()
+    start = time.process_time()
     refuses(neox_generate_main, ["m", "--prompt_file", "p.txt"], capsys, "p.txt", "MB")
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

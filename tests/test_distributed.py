@@ -373,18 +373,18 @@ def goes_on(home, name, reference, *words):
 
 
 def dies(home, name, rank, *words):
-    """One process is killed: the others end within a minute, with its reason, and nothing is half-
-    written"""
+    """One process is killed: the others end within a minute, torchrun names it, and nothing is
+    half-written"""
     started = Started(
         home, two(), "worker.py", "tiny.yml", *words, "--checkpoint_dir", home / name, SLOW="1"
     ).reach(11)
     start = time.monotonic()
     started.workers()[rank].kill()
     assert started.end() != 0 and time.monotonic() - start < 60
-    assert (
-        f"rank      : {rank}" in started.text().split("Root Cause")[1]
-        and "SIGKILL" in started.text()
-    )
+    # torchrun lists every process that failed; which one it calls the root cause is a race between
+    # the signal and the error that the other raises when the connection breaks
+    killed = rf"rank +: {rank} .*\n +exitcode +: -{signal.SIGKILL:d} "
+    assert re.search(killed, started.text())
     assert saved_steps(home / name) and not list((home / name).rglob(".*.neox-tmp"))
 
 
@@ -432,7 +432,7 @@ def test_an_error_in_one_process(home):
     started = Started(home, two(), "bad.py", "tiny.yml", "--checkpoint_dir", home / "bad")
     assert started.end() != 0
     assert "neox_train (process 1): the ink has dried; dip the pen" in started.text()
-    assert "the ink has dried" in started.text().split("Root Cause")[1]
+    assert re.search(r"rank +: 1 (.*\n)+? +traceback : .*the ink has dried", started.text())
 
 
 # another number of processes

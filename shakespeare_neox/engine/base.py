@@ -297,6 +297,7 @@ def is_stale(
     changed = last_change(left)
     return time.time() - changed > STALE and not is_alive(pid, changed)
 
+# %% ../../nbs/engine/base.ipynb #ba5e00e3
 def remove_stale(
     path: Path, # of which `temporary` was taken
 ):
@@ -569,8 +570,7 @@ def swap(
     sync(path.parent)
     if read_mark(former):
         discard(former, path)
-    elif former.is_dir() and not any(former.iterdir()):
-        former.rmdir()
+    remove_empty([former])                              # it held nothing
 
 # %% ../../nbs/engine/base.ipynb #ba5e0063
 def keep_own(
@@ -932,10 +932,12 @@ def shown(
 
 # %% ../../nbs/engine/base.ipynb #ba5e00a2
 def plain_scalar(
-    value, # a str, int or float, or of a class made from these
+    value, # a truth value, str, int or float, or of a class made from these
     name: str, # of the setting, for the error
-): # the same as Python's own str, int or float
-    "Text or a number as a recipe's file can hold it"
+): # the same as Python's own bool, str, int or float
+    "A truth value, text or a number as a recipe's file can hold it"
+    if isinstance(value, bool):
+        return value
     if isinstance(value, str):
         if "\0" in value:
             raise NeoxError(f"{name}: {shown(value)} holds a zero byte; remove it")
@@ -962,8 +964,8 @@ def plain_value(
         return plain_dict(value, name)
     if isinstance(value, (list, tuple)):
         return [plain_value(inner, name) for inner in value]
-    if value is None or isinstance(value, bool):
-        return value
+    if value is None:
+        return None
     if isinstance(value, (str, int, float)):
         return plain_scalar(value, name)
     raise NeoxError(f"{name}: {shown(value)} is a {type(value).__name__}; "
@@ -1034,7 +1036,10 @@ def check_settings(
 # %% ../../nbs/engine/base.ipynb #15037922
 class OneLineParser(argparse.ArgumentParser):
     "An argument parser whose errors are one line"
-    def error(self, message):
+    def error(self,
+        message: str, # what is wrong with the words of the command
+    ):
+        "Prints the line and ends the process with exit code 2"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 # %% ../../nbs/engine/base.ipynb #129add7a
@@ -1215,7 +1220,7 @@ def command(
     func, # what the command does; gets the flags as arguments
 ):
     "A console script of a function: parses the flags, runs it, prints errors as one line"
-    def main(argv: list = None):
+    def main(argv: list = None): # the words behind its name, those of this process if not given
         settle_streams()
         positional, keywords, debug = parsed(func, argv)
         try:
@@ -1245,7 +1250,7 @@ def slow_import():
         yield
         return
 
-    def end(number, frame):
+    def end(number, frame): # as `signal.signal` calls it
         say(f"{Path(sys.argv[0]).name}: interrupted")
         os._exit(130)
 

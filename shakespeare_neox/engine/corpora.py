@@ -9,19 +9,23 @@ __all__ = ['UNPACKED_FREELY', 'UNPACKED_RATIO', 'ARCHIVES', 'LETTERS', 'LEAST', 
            'LONGEST_RECORD', 'READERS', 'TEXTS', 'MOST_PROBLEMS', 'LARGEST_BOOKS', 'LONGEST_HEADER', 'PAIRED',
            'CLOSING', 'SMALL_PRINT', 'LAST_LINE', 'STARTS', 'ENDS', 'GUTENBERG_LINE', 'PAIRED_LINE', 'END', 'CREDIT',
            'CREDIT_WORDS', 'CORPORA', 'REMEMBERED', 'READABLE', 'HELD_OUT', 'PART_WORDS', 'TWO_WORDS', 'PIECE',
-           'METADATA', 'check_file', 'Unpacked', 'opened', 'is_odd', 'east_asian', 'are_loans', 'is_quoted', 'fits',
-           'decoded', 'candidates', 'is_wide', 'is_controlled', 'wide_encoding', 'likely_encodings', 'likely_encoding',
-           'sample_words', 'encoding_title', 'WrongEncoding', 'which_of', 'how_to_read', 'bytes_around', 'is_mixed',
+           'METADATA', 'check_file', 'Unpacked', 'opened', 'is_odd', 'east_asian', 'are_loans', 'is_quoted',
+           'is_misplaced', 'reads_as', 'fits', 'decoded', 'fitting_texts', 'guesses', 'candidates', 'is_wide',
+           'is_controlled', 'wide_encoding', 'likely_encodings', 'likely_encoding', 'sample_words', 'encoding_title',
+           'WrongEncoding', 'which_of', 'how_to_read', 'bytes_around', 'is_mixed', 'beyond_encoding', 'problem_of',
            'wrong_encoding', 'known_encoding', 'is_utf8', 'mostly_utf8', 'encoding_of', 'check_wide', 'check_controls',
-           'is_seven_bit_japanese', 'check_characters', 'first_wrong', 'text_pieces', 'separated', 'words_in', 'holds',
-           'squeezed', 'not_in', 'text_value', 'turn_content', 'turn_text', 'dialogue_text', 'instruction_text',
-           'check_beside', 'as_text', 'record_lines', 'json_object', 'jsonl_records', 'is_record', 'json_records',
-           'parquet_batches', 'parquet_records', 'kind_of', 'record_texts', 'documents_of', 'is_credit', 'book_spans',
-           'clean_gutenberg', 'books_or_text', 'plain_text', 'Source', 'read_sources', 'has_sum', 'no_book', 'download',
-           'why_not', 'no_download', 'hub_folder', 'parse_hub_name', 'word_part', 'part_of', 'title_part', 'with_parts',
-           'is_hidden', 'same_text', 'without_copies', 'look_through', 'readable_files', 'own_files', 'compare_own',
-           'find_files', 'Corpus', 'check_parts', 'same_bytes', 'Passing', 'all_wrong', 'Counts', 'corpus_name',
-           'pattern_files', 'local_files', 'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
+           'is_seven_bit_japanese', 'check_characters', 'first_wrong', 'decoded_piece', 'check_left', 'text_pieces',
+           'separated', 'words_in', 'holds', 'squeezed', 'not_in', 'text_value', 'turn_content', 'turn_text',
+           'dialogue_text', 'instruction_text', 'check_beside', 'text_and_field', 'as_text', 'record_lines',
+           'json_object', 'jsonl_records', 'is_record', 'whole_json', 'json_records', 'said_briefly', 'open_parquet',
+           'parquet_batches', 'parquet_records', 'kind_of', 'all_problems', 'record_texts', 'documents_of', 'is_credit',
+           'book_spans', 'without_credits', 'clean_gutenberg', 'plain_text', 'what_was_cut', 'books_or_text', 'Source',
+           'read_sources', 'verified_file', 'has_sum', 'no_book', 'why_not', 'no_download', 'damage_of', 'fetch_file',
+           'download', 'hub_folder', 'parse_hub_name', 'word_part', 'part_of', 'title_part', 'named_parts',
+           'tell_parts', 'with_parts', 'is_hidden', 'same_text', 'without_copies', 'left_out_as', 'read_once',
+           'look_through', 'readable_files', 'own_files', 'compare_own', 'hub_files', 'find_files', 'same_bytes',
+           'Corpus', 'check_parts', 'Passing', 'wrong_files', 'all_wrong', 'Counts', 'corpus_name', 'pattern_files',
+           'no_such_corpus', 'local_files', 'load_corpus', 'given_texts', 'json_value', 'plain_line', 'write_plain']
 
 # %% ../../nbs/engine/corpora.ipynb #2d145815
 import codecs
@@ -53,9 +57,6 @@ from .base import import_extra, nearest, new_file, reason, root_cause
 from .base import say_once, without_twins, write_whole
 
 # %% ../../nbs/engine/corpora.ipynb #0a06f5de
-UNPACKED_FREELY = 2**26                      # bytes that any compressed file may hold
-UNPACKED_RATIO = 200                         # beyond them, for each compressed byte; prose has 3
-
 def check_file(
     path: Path, # about to be read
 ):
@@ -75,6 +76,9 @@ def check_file(
                         "copy its text into a file and name that")
 
 # %% ../../nbs/engine/corpora.ipynb #0a06f101
+UNPACKED_FREELY = 2**26                      # bytes that any compressed file may hold
+UNPACKED_RATIO = 200                         # beyond them, for each compressed byte; prose has 3
+
 class Unpacked:
     "What a gzip file holds, as long as it is not out of all proportion"
     def __init__(self,
@@ -90,25 +94,29 @@ class Unpacked:
             packed.seek(0)
             self.file, self.done = gzip.GzipFile(fileobj=packed), 0
 
-    def claims(self) -> int: # bytes; 0 if it is as large as text may be
-        "How much the end of the file says that it holds, where that is out of proportion"
-        size = self.packed.seek(0, os.SEEK_END)
-        self.packed.seek(max(0, size - 4))
-        unpacked = int.from_bytes(self.packed.read(4), "little")
-        self.packed.seek(0)
-        return unpacked if unpacked > UNPACKED_RATIO*size else 0
+# %% ../../nbs/engine/corpora.ipynb #1619cdef
+@patch
+def claims(self: Unpacked) -> int: # bytes; 0 if it is as large as text may be
+    "How much the end of the file says that it holds, where that is out of proportion"
+    size = self.packed.seek(0, os.SEEK_END)
+    self.packed.seek(max(0, size - 4))
+    unpacked = int.from_bytes(self.packed.read(4), "little")
+    self.packed.seek(0)
+    return unpacked if unpacked > UNPACKED_RATIO*size else 0
 
-    def read(self,
-        size: int = -1, # bytes at most, all if negative
-    ) -> bytes:
-        "Reads on, and raises an error when there is too much"
-        raw = self.file.read(size)
-        self.done += len(raw)
-        if self.done > max(UNPACKED_FREELY, UNPACKED_RATIO*self.packed.tell()):
-            raise NeoxError(f"{self.path}: more than {UNPACKED_RATIO} bytes for each compressed "
-                            f"byte, after {UNPACKED_FREELY/1e6:,.0f} MB; no text is like that "
-                            "(unpack it if it is one)")
-        return raw
+# %% ../../nbs/engine/corpora.ipynb #360a60e1
+@patch
+def read(self: Unpacked,
+    size: int = -1, # bytes at most, all if negative
+) -> bytes:
+    "Reads on, and raises an error when there is too much"
+    raw = self.file.read(size)
+    self.done += len(raw)
+    if self.done > max(UNPACKED_FREELY, UNPACKED_RATIO*self.packed.tell()):
+        raise NeoxError(f"{self.path}: more than {UNPACKED_RATIO} bytes for each compressed "
+                        f"byte, after {UNPACKED_FREELY/1e6:,.0f} MB; no text is like that "
+                        "(unpack it if it is one)")
+    return raw
 
 # %% ../../nbs/engine/corpora.ipynb #0a06f102
 @contextmanager
@@ -134,6 +142,7 @@ ARCHIVES = {b"PK\x03\x04": "a zip archive", b"%PDF": "a PDF", b"\x89PNG": "a pic
             b"\xfd7zXZ": "xz data", b"\x28\xb5\x2f\xfd": "zstd data", b"PAR1": "parquet",
             b"\xff\xd8\xff": "a picture"}
 
+# %% ../../nbs/engine/corpora.ipynb #ab5e0288
 LETTERS = dict(                              # beyond ASCII, in lower case; one language a line
     french="àâæçèéêëîïôœùûüÿ", german="äöüß", spanish="áéíñóúüªº", portuguese="àáâãçéêíóôõúüªº",
     italian="àáèéìíîòóùú", danish="æøåé", swedish="åäöé", icelandic="áéíóúýþæöð",
@@ -147,6 +156,8 @@ LETTERS = dict(                              # beyond ASCII, in lower case; one 
     greek="αβγδεζηθικλμνξοπρςστυφχψωάέήίόύώϊϋΐΰ", hebrew="אבגדהוזחטיךכלםמןנסעףפץצקרשת",
     arabic="ءآأؤإئابةتثجحخدذرزسشصضطظعغـفقكلمنهوىيًٌٍَُِّْ،؛؟پچژگ",
     thai="".join(map(chr, [*range(0xE01, 0xE3B), *range(0xE40, 0xE4F)])))
+
+# %% ../../nbs/engine/corpora.ipynb #3e832d23
 LEAST = dict(polish=0.02, czech=0.03, slovak=0.03, hungarian=0.03, croatian=0.02, romanian=0.02,
              romanian_comma=0.02, turkish=0.03, lithuanian=0.02, latvian=0.03, icelandic=0.03,
              estonian=0.02, esperanto=0.01)             # of all letters, in running text
@@ -168,6 +179,8 @@ SINGLE_BYTE = ("cp1252", "iso8859-15", "mac-roman", "cp850", "cp1250", "iso8859-
                "cp874")
 MULTI_BYTE = dict(gb18030="chinese", big5="chinese", cp932="japanese", cp949="korean")
 MULTI_BYTE["euc-jp"] = "japanese"
+
+# %% ../../nbs/engine/corpora.ipynb #28d32a81
 ODD = re.compile(r"[^\W\d_][¡¿£€¢¥§¶©®™²³½¼¾°“”«»„‚±×†‡•´¨][^\W\d_]|[^\W\d_][¡¿„‚]"
                  r"|[½¼¾¶§¢¥©®][^\W\d_]|[^\W\d_l]·[^\W\d_]|[^\x00-\x7f\W\d_]\d"
                  r"|[^\W\d_]{3}[²³¹¼½¾]"
@@ -215,6 +228,7 @@ def are_loans(
     own = [set(LETTERS[name]) for name in LOANS]
     return all(any(letters <= letters_of for letters_of in own) for letters in beyond)
 
+# %% ../../nbs/engine/corpora.ipynb #45dee213
 def is_quoted(
     text: str, # decoded
 ) -> bool:
@@ -227,6 +241,38 @@ def is_quoted(
     return usual >= within
 
 # %% ../../nbs/engine/corpora.ipynb #3492f104
+def is_misplaced(
+    language: str, # one of `LETTERS`
+    letters: list, # of a text, beyond ASCII, in lower case
+    text: str, # it
+) -> bool:
+    "Whether the letters of a text stand where this language has none, or lack its vowels"
+    own = LETTERS[language]
+    foreign = language in OWN_SCRIPT and re.search(f"[A-Za-z][{own}]|[{own}][A-Za-z]", text)
+    if language == "thai":                              # a vowel above or below stands on a letter
+        lone = "(?<![\u0e01-\u0e4e])[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
+        foreign = foreign or re.search(lone, text)
+    if language in VOWELS:
+        foreign = foreign or sum(c in VOWELS[language] for c in letters) < 0.3*len(letters)
+    return bool(foreign)
+
+# %% ../../nbs/engine/corpora.ipynb #36eb694a
+def reads_as(
+    language: str, # one of `LETTERS`
+    letters: list, # of a text, beyond ASCII, in lower case
+    plain: int, # number of its letters in ASCII
+    text: str, # it
+    least: dict, # as of `fits`
+) -> bool:
+    "Whether a text may be in a language, by its letters"
+    strange = sum(c not in LETTERS[language] for c in letters)
+    share = len(letters)/(plain + len(letters))         # below 0.01 they are names and loans
+    rare = len(letters) > 20 and 0.01 < share < least.get(language, 0)
+    many = language == "english" and (share > 0.02 and plain > 100 or not are_loans(text))
+    wrong = is_misplaced(language, letters, text) or rare or many
+    return not wrong and 50*strange <= len(letters)
+
+# %% ../../nbs/engine/corpora.ipynb #926fa8ab
 def fits(
     text: str, # decoded
     least: dict = LEAST, # how many of all letters a language has at least beyond ASCII
@@ -236,22 +282,7 @@ def fits(
         return False
     letters = [c for c in text.lower() if c > "\x7f" and c not in TYPOGRAPHY]
     plain = sum(c.isalpha() for c in text if c < "\x80")
-    if not letters:
-        return True
-    for language, own in LETTERS.items():
-        strange = sum(c not in own for c in letters)
-        foreign = language in OWN_SCRIPT and re.search(f"[A-Za-z][{own}]|[{own}][A-Za-z]", text)
-        if language == "thai":                          # a vowel above or below stands on a letter
-            lone = "(?<![\u0e01-\u0e4e])[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
-            foreign = foreign or re.search(lone, text)
-        if language in VOWELS:
-            foreign = foreign or sum(c in VOWELS[language] for c in letters) < 0.3*len(letters)
-        share = len(letters)/(plain + len(letters))     # below 0.01 they are names and loans
-        rare = len(letters) > 20 and 0.01 < share < least.get(language, 0)
-        many = language == "english" and (share > 0.02 and plain > 100 or not are_loans(text))
-        if not (foreign or rare or many) and 50*strange <= len(letters):
-            return True
-    return False
+    return not letters or any(reads_as(each, letters, plain, text, least) for each in LETTERS)
 
 # %% ../../nbs/engine/corpora.ipynb #3492f105
 def decoded(
@@ -265,10 +296,10 @@ def decoded(
         return None
 
 # %% ../../nbs/engine/corpora.ipynb #3492f106
-def candidates(
+def fitting_texts(
     raw: bytes, # a piece of a text that is not UTF-8 and has no zeros
-) -> tuple: # encodings that give different texts, whether their letters are those of a language
-    "The encodings in which a text could be"
+) -> dict: # text -> the first encoding that gives it
+    "The different texts that bytes may be, of those that read as one language"
     texts = {}
     for encoding in (*SINGLE_BYTE, *MULTI_BYTE):
         text = decoded(raw, encoding)
@@ -277,20 +308,36 @@ def candidates(
         kind = MULTI_BYTE.get(encoding)
         if east_asian(text) == kind if kind else fits(text):
             texts[text] = encoding
+    return texts
+
+# %% ../../nbs/engine/corpora.ipynb #33aee8cc
+def guesses(
+    raw: bytes, # a piece of a text
+) -> list: # at most three encodings that give different texts
+    "The encodings that charset-normalizer names"
+    from charset_normalizer import from_bytes
+    texts = {}
+    for match in list(from_bytes(raw))[:3]:
+        text = decoded(raw, match.encoding)
+        if text is not None and not match.encoding.startswith("utf"):
+            texts.setdefault(text, match.encoding.replace("_", "-"))
+    return list(texts.values())
+
+# %% ../../nbs/engine/corpora.ipynb #d180099d
+def candidates(
+    raw: bytes, # a piece of a text that is not UTF-8 and has no zeros
+) -> tuple: # encodings that give different texts, whether their letters are those of a language
+    "The encodings in which a text could be"
+    texts = fitting_texts(raw)
     if len(texts) == 1 and not {*texts.values()} & {"cp1252", *MULTI_BYTE}:
-        for encoding in SINGLE_BYTE:                    # then a rarer language is a doubt, too
+        for encoding in SINGLE_BYTE:
             text = decoded(raw, encoding)
             if text is not None and text not in texts and fits(text, {}):
                 texts[text] = encoding
     quoted = [encoding for text, encoding in texts.items() if is_quoted(text)]
     if texts:
         return quoted if len(quoted) == 1 else list(texts.values()), True
-    from charset_normalizer import from_bytes
-    for match in list(from_bytes(raw))[:3]:
-        text = decoded(raw, match.encoding)
-        if text is not None and not match.encoding.startswith("utf"):
-            texts.setdefault(text, match.encoding.replace("_", "-"))
-    return list(texts.values()), False
+    return guesses(raw), False
 
 # %% ../../nbs/engine/corpora.ipynb #3492f107
 def is_wide(
@@ -309,6 +356,7 @@ def is_wide(
     said = plain > len(text)/2 or spaces > len(text)/5000 or east_asian(text)
     return readable and "\0" not in text and bool(said or text and fits(text))
 
+# %% ../../nbs/engine/corpora.ipynb #9f66ce35
 def is_controlled(
     raw: bytes, # a piece of a file
 ) -> bool:
@@ -339,6 +387,7 @@ def likely_encodings(
     found, fitting = candidates(raw)
     return found[:3], fitting and len(found) == 1
 
+# %% ../../nbs/engine/corpora.ipynb #30a71104
 def likely_encoding(
     raw: bytes, # a piece of a text that is not UTF-8; from its beginning, if it may be UTF-16
 ) -> str: # a name that Python knows, None where there is doubt
@@ -365,6 +414,7 @@ def sample_words(
         shown.append(word[max(0, begin - 12):begin + 16])
     return shown
 
+# %% ../../nbs/engine/corpora.ipynb #e3ed1882
 def encoding_title(
     encoding: str, # as Python calls it
 ) -> str: # as people call it
@@ -382,6 +432,7 @@ class WrongEncoding(NeoxError):
     likely = None                                       # the one beyond doubt
     others = ()                                         # where there is doubt
 
+# %% ../../nbs/engine/corpora.ipynb #b108a6d8
 def which_of(
     raw: bytes, # a piece of a text
     encodings: list, # in which it may be
@@ -391,6 +442,7 @@ def which_of(
     pairs = zip(encodings, words)
     return " or ".join(f"{encoding} (it reads {word!r})" for encoding, word in pairs)
 
+# %% ../../nbs/engine/corpora.ipynb #48a40aa2
 LOOK = ("look which reads right, and give that as --encoding (neox_prepare, neox_tokenizer; "
         "encoding= in Python), or save as UTF-8")
 
@@ -422,6 +474,7 @@ def bytes_around(
             raw, done = raw[-2**16:] + more, done + len(more)
     return begins, raw.partition(b"\n")[2] or raw
 
+# %% ../../nbs/engine/corpora.ipynb #b2d8f857
 def is_mixed(
     raw: bytes, # of a text that is not UTF-8
 ) -> bool:
@@ -431,6 +484,42 @@ def is_mixed(
     return b"\0" not in raw and len(beyond) - wrong > wrong
 
 # %% ../../nbs/engine/corpora.ipynb #3903f102
+def beyond_encoding(
+    path: Path, # a file, for the error
+    begins: bytes, # its first bytes
+    sample: bytes, # those around the wrong one
+    wrong: str, # such as "byte 0xe9 at 5"
+) -> NeoxError: # to be raised; None if only the encoding is wrong
+    "What to say of bytes that no encoding explains"
+    for magic, kind in ARCHIVES.items():
+        if begins.startswith(magic):
+            return NeoxError(f"{path}: {kind}, not text; unpack or export it first")
+    if is_mixed(sample):
+        return NeoxError(f"{path}: UTF-8, but for {wrong}: damaged, "
+                         "or two encodings in one file; fix that place")
+    return None
+
+# %% ../../nbs/engine/corpora.ipynb #63957422
+def problem_of(
+    sample: bytes, # bytes around the wrong one
+    wrong: str, # such as "byte 0xe9 at 5"
+    encoding: str, # in which it was read
+    found: list, # the encodings that it may have
+    certain: bool, # whether the only one is beyond doubt
+) -> tuple: # what is wrong, how to fix it
+    "A wrong encoding in words"
+    likely = found[0] if certain else None
+    problem = f"not {'UTF-8' if encoding == 'utf-8' else encoding} ({wrong})"
+    if likely and likely.startswith("utf-"):
+        problem = f"{encoding_title(likely)}, {problem}"
+    elif likely:
+        word = sample_words(sample, [likely])[0]
+        problem = f"{problem}, probably {encoding_title(likely)} (it reads {word!r})"
+    if found and not certain:
+        return f"{problem}; it may be {which_of(sample, found)}", LOOK
+    return problem, how_to_read([likely])
+
+# %% ../../nbs/engine/corpora.ipynb #38fe6630
 def wrong_encoding(
     path: Path, # the file
     byte: int, # the first that is wrong
@@ -439,12 +528,9 @@ def wrong_encoding(
 ) -> NeoxError: # to be raised
     "What to say of a text whose bytes do not fit"
     begins, sample = bytes_around(path, where)
-    for magic, kind in ARCHIVES.items():
-        if begins.startswith(magic):
-            return NeoxError(f"{path}: {kind}, not text; unpack or export it first")
-    if is_mixed(sample):
-        return NeoxError(f"{path}: UTF-8, but for byte 0x{byte:02x} at {where:,}: damaged, "
-                         "or two encodings in one file; fix that place")
+    wrong = f"byte 0x{byte:02x} at {where:,}"
+    if error := beyond_encoding(path, begins, sample, wrong):
+        return error
     found, certain = likely_encodings(sample)
     likely = found[0] if certain else None
     if byte < 0x20 and not likely:
@@ -454,16 +540,7 @@ def wrong_encoding(
     if likely and encoding != "utf-8" and known_encoding(likely) == encoding:
         return NeoxError(f"{path}: damaged or cut off, not {encoding} at byte {where:,}; "
                          "copy it again")
-    problem = f"not {'UTF-8' if encoding == 'utf-8' else encoding} (byte 0x{byte:02x} at {where:,})"
-    if likely and likely.startswith("utf-"):
-        problem = f"{encoding_title(likely)}, {problem}"
-    elif likely:
-        word = sample_words(sample, [likely])[0]
-        problem = f"{problem}, probably {encoding_title(likely)} (it reads {word!r})"
-    advice = how_to_read([likely])
-    if found and not certain:
-        problem = f"{problem}; it may be {which_of(sample, found)}"
-        advice = LOOK
+    problem, advice = problem_of(sample, wrong, encoding, found, certain)
     error = WrongEncoding(f"{path}: {problem}; {advice}")
     error.path, error.likely = path, likely
     error.others = () if certain else tuple(found)
@@ -565,6 +642,7 @@ def check_wide(
         raise NeoxError(f"{path}: gives no text as {encoding}, and has no byte order mark; "
                         f"{how_to_read([likely_encoding(raw)])}")
 
+# %% ../../nbs/engine/corpora.ipynb #8a6d10d2
 def check_controls(
     path: Path, # a text that is said to be UTF-8
 ):
@@ -585,6 +663,7 @@ def is_seven_bit_japanese(
     pairs = re.findall(r"\x1b\$[@B]((?:[!-~]{2})+)\x1b\([BJ]", text)
     return 2*sum(map(len, pairs)) > len(text)
 
+# %% ../../nbs/engine/corpora.ipynb #27735e98
 def check_characters(
     text: str, # a piece that was decoded
     raw: bytes, # of which
@@ -617,6 +696,40 @@ def first_wrong(
     return error.object[error.start], done + place
 
 # %% ../../nbs/engine/corpora.ipynb #18d8f107
+def decoded_piece(
+    decoder: io.IncrementalNewlineDecoder, # around the codec
+    codec, # incremental decoder of the encoding
+    raw: bytes, # the piece
+    done: int, # bytes before it
+    path: Path, # its file
+    encoding: str, # of the file
+) -> str: # text with newlines as \n
+    "A piece of a file as text; a byte that does not fit is an error"
+    kept = len(codec.getstate()[0])
+    try:
+        text = decoder.decode(raw)
+    except UnicodeDecodeError as e:
+        byte, place = first_wrong(e, raw, done, kept, encoding)
+        raise wrong_encoding(path, byte, place, encoding) from None
+    check_characters(text, raw, done, path, encoding)
+    return text
+
+# %% ../../nbs/engine/corpora.ipynb #95db9060
+def check_left(
+    left: bytes, # of a character that was not finished
+    done: int, # bytes of the whole file
+    accented: bool, # whether the text before is more than ASCII
+    path: Path, # its file
+    encoding: str, # of the file
+):
+    "Raises an error for a file that ends within a character"
+    if left and accented and encoding == "utf-8":
+        raise NeoxError(f"{path}: cut off in the midst of its last character, at byte "
+                        f"{done - len(left):,}; copy it again")
+    if left:
+        raise wrong_encoding(path, left[0], done - len(left), encoding)
+
+# %% ../../nbs/engine/corpora.ipynb #0ccccdc6
 def text_pieces(
     path: Path, # a text file, perhaps .gz
     size: int = 2**18, # bytes to read at a time
@@ -633,25 +746,14 @@ def text_pieces(
         check_controls(path)
     with opened(path) as file:
         while raw := file.read(size):
-            kept = len(codec.getstate()[0])
-            try:
-                text = decoder.decode(raw)
-            except UnicodeDecodeError as e:
-                byte, place = first_wrong(e, raw, done, kept, encoding)
-                raise wrong_encoding(path, byte, place, encoding) from None
-            check_characters(text, raw, done, path, encoding)
+            text = decoded_piece(decoder, codec, raw, done, path, encoding)
             if fresh and text:
                 text, fresh = text.removeprefix("\ufeff"), False
             done, blank = done + len(raw), blank and not text.strip()
             accented = accented or not text.isascii()
             if text:
                 yield text
-        left = codec.getstate()[0]
-        if left and accented and encoding == "utf-8":
-            raise NeoxError(f"{path}: cut off in the midst of its last character, at byte "
-                            f"{done - len(left):,}; copy it again")
-        if left:
-            raise wrong_encoding(path, left[0], done - len(left), encoding)
+        check_left(codec.getstate()[0], done, accented, path, encoding)
         if text := decoder.decode(b"", final=True):
             yield text
     if blank:
@@ -691,6 +793,7 @@ OTHER_WORDS = ("history", "tools", "functions", "tool_calls", "function_call", "
 SAID = ("content", "value", "text")
 TEXT_PARTS = ("text", "input_text", "output_text")     # the types of a part that is text
 
+# %% ../../nbs/engine/corpora.ipynb #a85f8e5a
 def words_in(
     value, # of a field
 ) -> list: # strings, without those that are blank or an empty list of JSON
@@ -702,6 +805,7 @@ def words_in(
         value = said or list(value.values())
     return [word for item in value for word in words_in(item)] if isinstance(value, list) else []
 
+# %% ../../nbs/engine/corpora.ipynb #1e3d490c
 def holds(
     value, # of a field
 ) -> bool:
@@ -719,6 +823,7 @@ def squeezed(
     "A text with single spaces, to look for words in it"
     return " ".join(text.split())
 
+# %% ../../nbs/engine/corpora.ipynb #b5eca4a2
 def not_in(
     text: str, # of a record
     fields: dict, # beside those of which the text was made
@@ -741,6 +846,7 @@ def text_value(
         raise NeoxError(f"{where} holds {kind}, not text")
     return value
 
+# %% ../../nbs/engine/corpora.ipynb #a23b29ec
 def turn_content(
     value, # text, or a list of parts
     where: str, # file, place and field, for the error
@@ -844,6 +950,31 @@ def check_beside(
     unread.update(dict.fromkeys(mild))
 
 # %% ../../nbs/engine/corpora.ipynb #4d87f107
+def text_and_field(
+    record: dict, # fields and values
+    there: dict, # the same, without those that are None
+    where: str, # file and place, for the error
+) -> tuple: # text, the field that it was made of, or the first of them
+    "The text of a record in one of the known shapes; another shape is an error"
+    turns = [name for name in TURNS if name in there]
+    empty = "text" in record and (there.get("text") is None or there["text"] == "")
+    shaped = {*TURNS, *ASKED, *GIVEN, *ANSWERED}
+    speaking = empty and any(holds(value) for name, value in there.items() if name in shaped)
+    if empty and not speaking:
+        return "", "text"
+    if "text" in there and not empty:
+        return text_value(there["text"], f"{where}: the column named text"), "text"
+    if len(turns) == 1:
+        return dialogue_text(there, turns[0], where), turns[0]
+    text = None if turns else instruction_text(there, where)
+    if text is None:
+        seen = ", ".join(name + " (null)"*(record[name] is None) for name in map(str, record))
+        raise NeoxError(f"{where}: no column named text, no turns, no instruction with one "
+                        f"answer (it has: {seen[:200] or 'none'}); "
+                        "rename the one that holds the text")
+    return text, next((name for name in (*ASKED, *GIVEN) if name in there), "")
+
+# %% ../../nbs/engine/corpora.ipynb #824cc385
 def as_text(
     record: dict, # fields and values
     where: str, # file and place, for the error
@@ -851,26 +982,7 @@ def as_text(
 ) -> str: # empty where the record's text is, or is null
     "The text of a record: its `text`, else the turns of a dialogue, else an instruction and answer"
     there = {name: value for name, value in record.items() if value is not None}
-    turns = [name for name in TURNS if name in there]
-    empty = "text" in record and (there.get("text") is None or there["text"] == "")
-    shaped = {*TURNS, *ASKED, *GIVEN, *ANSWERED}
-    speaking = empty and any(holds(value) for name, value in there.items() if name in shaped)
-    taken = "text"                                      # or the first field of another shape
-    if empty and not speaking:
-        text = ""
-    elif "text" in there and not empty:
-        text = text_value(there["text"], f"{where}: the column named text")
-    elif len(turns) == 1:
-        text = dialogue_text(there, turns[0], where)
-        taken = turns[0]
-    else:
-        text = None if turns else instruction_text(there, where)
-        taken = next((name for name in (*ASKED, *GIVEN) if name in there), "")
-        if text is None:
-            seen = ", ".join(name + " (null)"*(record[name] is None) for name in map(str, record))
-            raise NeoxError(f"{where}: no column named text, no turns, no instruction with one "
-                            f"answer (it has: {seen[:200] or 'none'}); "
-                            "rename the one that holds the text")
+    text, taken = text_and_field(record, there, where)
     if len(there) > 1:
         check_beside(there, text, taken, where, {} if unread is None else unread)
     try:
@@ -952,11 +1064,11 @@ def is_record(
     return "text" in strings or speaks or bool(answers)
 
 # %% ../../nbs/engine/corpora.ipynb #0d83f101
-def json_records(
-    path: Path, # a file with one JSON list of objects
+def whole_json(
+    path: Path, # a .json file
     encoding: str = None, # of the file, if it is not UTF-8
-): # yields (record, place)
-    "Reads .json: a list of records, an object that holds one, or a single record"
+): # the value in it
+    "Reads one JSON value of limited size, in which no key stands twice"
     too_large = NeoxError(f"{path}: larger than {LARGEST_JSON/1e6:,.0f} MB, too large for one JSON "
                           "value; write one JSON object a line, as .jsonl")
     check_file(path)
@@ -969,12 +1081,20 @@ def json_records(
         if size > LARGEST_JSON:
             raise too_large
     try:
-        got = json.loads("".join(pieces), object_pairs_hook=without_twins)
+        return json.loads("".join(pieces), object_pairs_hook=without_twins)
     except RecursionError:
         raise NeoxError(f"{path}: nested too deeply for JSON with text; check the file") from None
     except ValueError as e:
         raise NeoxError(f"{path}: not JSON ({str(e)[:80]}); "
                         "if each line is an object, name it .jsonl") from None
+
+# %% ../../nbs/engine/corpora.ipynb #9ff8935a
+def json_records(
+    path: Path, # a file with one JSON list of objects
+    encoding: str = None, # of the file, if it is not UTF-8
+): # yields (record, place)
+    "Reads .json: a list of records, an object that holds one, or a single record"
+    got = whole_json(path, encoding)
     if isinstance(got, dict) and is_record(got):
         got = [got]
     lists = [got] if isinstance(got, list) else []
@@ -986,21 +1106,27 @@ def json_records(
     for number, record in enumerate(lists[0], 1):
         yield record, f"{path}, record {number}"
 
-# %% ../../nbs/engine/corpora.ipynb #fc4e1b86
-def parquet_batches(
+# %% ../../nbs/engine/corpora.ipynb #f7fb2cd0
+def said_briefly(
+    error: Exception, # of pyarrow
+) -> str: # for the end of an error
+    "The beginning of an error, in one line"
+    return f"({' '.join(str(error).split())[:80]}); copy it again"
+
+# %% ../../nbs/engine/corpora.ipynb #d3d2054a
+def open_parquet(
     path: Path, # a parquet file
-    wanted: tuple = (*FIELDS, *OTHER_WORDS), # names of columns
-): # yields (rows before it, rows, bytes that they take)
-    "The columns with text of .parquet, in batches of some 64 MB; damage is one line"
-    parquet, arrow = (import_extra(name, "datasets") for name in ("pyarrow.parquet", "pyarrow"))
-    damaged = (ValueError, OSError, NotImplementedError, KeyError, arrow.ArrowException)
-    def says(error): return f"({' '.join(str(error).split())[:80]}); copy it again"
+    wanted: tuple, # names of columns
+    damaged: tuple, # errors that pyarrow may raise for a damaged file
+) -> tuple: # pyarrow's file, the columns to read, rows to read at a time
+    "Opens a parquet file; a batch of rows takes some 64 MB"
+    parquet = import_extra("pyarrow.parquet", "datasets")
     try:
         file = parquet.ParquetFile(path, page_checksum_verification=True)
         names = file.schema_arrow.names
         size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
     except damaged as e:
-        raise NeoxError(f"{path}: not a parquet file {says(e)}") from None
+        raise NeoxError(f"{path}: not a parquet file {said_briefly(e)}") from None
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise NeoxError(f"{path}: has more than one column named {', '.join(twice[:5])}; "
                         "rename or remove the others")
@@ -1008,6 +1134,17 @@ def parquet_batches(
     if not {*columns} & {*FIELDS}:
         as_text(dict.fromkeys(names, ""), str(path))    # says what is there
     rows_each = max(1, min(512, 2**26*file.metadata.num_rows//max(1, size)))
+    return file, columns, rows_each
+
+# %% ../../nbs/engine/corpora.ipynb #fc4e1b86
+def parquet_batches(
+    path: Path, # a parquet file
+    wanted: tuple = (*FIELDS, *OTHER_WORDS), # names of columns
+): # yields (rows before it, rows, bytes that they take)
+    "The columns with text of .parquet, in batches of some 64 MB; damage is one line"
+    _, arrow = (import_extra(name, "datasets") for name in ("pyarrow.parquet", "pyarrow"))
+    damaged = (ValueError, OSError, NotImplementedError, KeyError, arrow.ArrowException)
+    file, columns, rows_each = open_parquet(path, wanted, damaged)
     batches, done = file.iter_batches(batch_size=rows_each, columns=columns), 0
     while True:
         try:
@@ -1017,7 +1154,7 @@ def parquet_batches(
             raise NeoxError(f"{path}: a text in rows {done + 1:,} to {done + batch.num_rows:,} is "
                             "not UTF-8; write the file again from texts in UTF-8") from None
         except damaged as e:
-            raise NeoxError(f"{path}: damaged after row {done:,} {says(e)}") from None
+            raise NeoxError(f"{path}: damaged after row {done:,} {said_briefly(e)}") from None
         if batch is None:
             return
         yield done, rows, batch.nbytes
@@ -1054,6 +1191,17 @@ def kind_of(
 MOST_PROBLEMS = 100                          # records with a fault, looked for before the error
 
 # %% ../../nbs/engine/corpora.ipynb #6d16f101
+def all_problems(
+    problems: list, # (place, error) of each record with a fault
+) -> NeoxError: # to be raised
+    "The first error, with the places of the others"
+    others = ", ".join(place for place, _ in problems[1:6])
+    more = f" and {len(problems) - 6:,} more" if problems[6:] else ""
+    more = " and many more" if len(problems) == MOST_PROBLEMS else more
+    also = f" (also: {others}{more})" if others else ""
+    return NeoxError(f"{problems[0][1]}{also}")
+
+# %% ../../nbs/engine/corpora.ipynb #0bdf731f
 def record_texts(
     path: Path, # a file of records
     encoding: str = None, # of the file, if it is not UTF-8
@@ -1075,11 +1223,7 @@ def record_texts(
         else:
             blank.append(place)
     if problems:
-        others = ", ".join(place for place, _ in problems[1:6])
-        more = f" and {len(problems) - 6:,} more" if problems[6:] else ""
-        more = " and many more" if len(problems) == MOST_PROBLEMS else more
-        also = f" (also: {others}{more})" if others else ""
-        raise NeoxError(f"{problems[0][1]}{also}") from None
+        raise all_problems(problems) from None
     if unread:
         say_once(f"{path}: text is read alone; {', '.join(unread)} beside it is not")
     if blank and counted:
@@ -1122,6 +1266,8 @@ GUTENBERG_LINE = re.compile(rf"^[ \t]*(?:(?P<start>{STARTS})|(?P<small>{SMALL_PR
                   rf"|(?P<end>{ENDS})|(?P<last>{LAST_LINE}))", re.M | re.I)
 PAIRED_LINE = re.compile(rf"(?<=\n)[ \t]*(?:{PAIRED.format('(?:START|END)')}|{SMALL_PRINT})", re.I)
 END = re.compile(rf"\s*{PAIRED.format('END')}", re.I)
+
+# %% ../../nbs/engine/corpora.ipynb #b31440a8
 CREDIT = re.compile(                         # one to six lines of names, then an empty one
     r"\s*^(?i:Produced|E-?text prepared|This e-?text was (?:prepared|produced)) by [^\n]+"
     r"(?:(?:(?<=,)|(?<=and)|(?<=&)|(?<=by)|(?<=[^\n]{50})|(?=\n[a-z(&<]))\n[^\n]+){0,5}"
@@ -1177,19 +1323,28 @@ def book_spans(
     return spans
 
 # %% ../../nbs/engine/corpora.ipynb #957cf103
+def without_credits(
+    text: str, # with newlines as \n
+    found: list, # (first character, the one after the last) of each book
+) -> tuple: # the same, each after its credits; the credits
+    "Books without the lines that name who made the file"
+    spans, credits = [], []
+    for begin, end in found:
+        credit = CREDIT.match(text, begin, end)
+        if credit and is_credit(credit[0]) and text[credit.end():end].strip():
+            credits.append(" ".join(credit[0].split()))
+            begin = credit.end()
+        spans.append((begin, end))
+    return spans, credits
+
+# %% ../../nbs/engine/corpora.ipynb #721bde9c
 def clean_gutenberg(
     raw: str, # a file as it was downloaded, of one book or several
     where: str = "this text", # its name, for the error
 ) -> tuple: # the texts of the books, {what was removed or changed: how much}
     "Books without Project Gutenberg's headers and footers, in NFC, one newline at the end"
     text = raw.replace("\r\n", "\n").replace("\r", "\n")
-    spans, credits = [], []
-    for begin, end in book_spans(text, where):
-        credit = CREDIT.match(text, begin, end)
-        if credit and is_credit(credit[0]) and text[credit.end():end].strip():
-            credits.append(" ".join(credit[0].split()))
-            begin = credit.end()
-        spans.append((begin, end))
+    spans, credits = without_credits(text, book_spans(text, where))
     edges = [0, *(place for span in spans for place in span), len(text)]
     outside = [end - begin for begin, end in zip(edges[::2], edges[1::2])]
     if max(outside) > LONGEST_HEADER:
@@ -1205,36 +1360,6 @@ def clean_gutenberg(
                    composed=changed, windows_newlines=raw.count("\r\n"),
                    byte_order_mark=raw.count("\ufeff"), credits=credits)
     return [body.strip("\n") + "\n" for body in composed], removed
-
-# %% ../../nbs/engine/corpora.ipynb #80e4ae4e
-def books_or_text(
-    path: Path, # a text file
-    encoding: str = None, # of the file, if it is not UTF-8
-): # yields documents, each an iterable of pieces of text
-    "A text as it is, or the books in it if Project Gutenberg made it"
-    pieces = text_pieces(path, encoding=encoding)
-    first = next(pieces)
-    if not PAIRED_LINE.search("\n" + first):
-        yield plain_text(chain([first], pieces), path)
-        return
-    raw, size = [first], len(first)
-    for piece in pieces:
-        raw.append(piece)
-        size += len(piece)
-        if size > LARGEST_BOOKS:
-            raise NeoxError(f"{path}: books of more than {LARGEST_BOOKS/1e6:,.0f} million "
-                            "characters in one file; give each a file of its own")
-    books, removed = clean_gutenberg("".join(raw), path)
-    told = (f"header ({removed['header']:,} characters) and footer ({removed['footer']:,}) "
-            "are left out")
-    if books[1:]:
-        around = removed["header"] + removed["between"] + removed["footer"]
-        told = f"headers and footers of {len(books)} books ({around:,} characters) are left out"
-    if removed["credits"]:
-        told = f"{told}, and so is {removed['credits'][0][:60]!r}"
-    composed = ", letters with accents composed (NFC)" if removed["composed"] else ""
-    say_once(f"{Path(path).name}: Project Gutenberg's {told}{composed}")
-    yield from ([book] for book in books)
 
 # %% ../../nbs/engine/corpora.ipynb #80e4f101
 def plain_text(
@@ -1254,6 +1379,44 @@ def plain_text(
         done += len(piece)
         tail = window[-300:]
 
+# %% ../../nbs/engine/corpora.ipynb #80e4ae4e
+def what_was_cut(
+    removed: dict, # as of `clean_gutenberg`
+    n_books: int, # in the file
+) -> str: # such as "header (612 characters) and footer (19,000) are left out"
+    "What was removed from books, in words"
+    told = (f"header ({removed['header']:,} characters) and footer ({removed['footer']:,}) "
+            "are left out")
+    if n_books > 1:
+        around = removed["header"] + removed["between"] + removed["footer"]
+        told = f"headers and footers of {n_books} books ({around:,} characters) are left out"
+    if removed["credits"]:
+        told = f"{told}, and so is {removed['credits'][0][:60]!r}"
+    composed = ", letters with accents composed (NFC)" if removed["composed"] else ""
+    return f"Project Gutenberg's {told}{composed}"
+
+# %% ../../nbs/engine/corpora.ipynb #60c2c3a3
+def books_or_text(
+    path: Path, # a text file
+    encoding: str = None, # of the file, if it is not UTF-8
+): # yields documents, each an iterable of pieces of text
+    "A text as it is, or the books in it if Project Gutenberg made it"
+    pieces = text_pieces(path, encoding=encoding)
+    first = next(pieces)
+    if not PAIRED_LINE.search("\n" + first):
+        yield plain_text(chain([first], pieces), path)
+        return
+    raw, size = [first], len(first)
+    for piece in pieces:
+        raw.append(piece)
+        size += len(piece)
+        if size > LARGEST_BOOKS:
+            raise NeoxError(f"{path}: books of more than {LARGEST_BOOKS/1e6:,.0f} million "
+                            "characters in one file; give each a file of its own")
+    books, removed = clean_gutenberg("".join(raw), path)
+    say_once(f"{Path(path).name}: {what_was_cut(removed, len(books))}")
+    yield from ([book] for book in books)
+
 # %% ../../nbs/engine/corpora.ipynb #f7165a25
 @dataclass(frozen=True)
 class Source:
@@ -1267,6 +1430,7 @@ class Source:
     lines: bool = False # whether a record is but a line of a running text
     files: tuple = () # path, url, sha256, bytes and split of each
 
+# %% ../../nbs/engine/corpora.ipynb #8b0f6762
 def read_sources(
     path: Path, # a corpora.json
 ) -> dict: # name -> Source
@@ -1289,6 +1453,14 @@ CORPORA = read_sources(assets("data")/"corpora.json")
 # %% ../../nbs/engine/corpora.ipynb #de1691e1
 REMEMBERED = 2**25                           # bytes: what is larger is not hashed each time
 
+def verified_file(
+    path: Path, # a large file
+) -> Path: # in the cache
+    "Where it is remembered that a file was verified"
+    key = hashlib.sha256(os.path.abspath(path).encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder()/"verified"/f"{key[:32]}.json"
+
+# %% ../../nbs/engine/corpora.ipynb #524ecfb7
 def has_sum(
     path: Path, # a file
     sha256: str, # what it should hash to
@@ -1296,22 +1468,16 @@ def has_sum(
     "Whether a file is the one that was published; that a large one is, is remembered"
     facts = path.stat()
     known = [sha256, facts.st_size, facts.st_mtime_ns]
-    key = hashlib.sha256(os.path.abspath(path).encode("utf-8", "surrogateescape")).hexdigest()
-    memory = cache_folder()/"verified"/f"{key[:32]}.json"
-    large = facts.st_size > REMEMBERED
-    try:
+    memory, large = verified_file(path), facts.st_size > REMEMBERED
+    with suppress(OSError, ValueError):
         if large and json.loads(memory.read_text(encoding="utf-8")) == known:
             return True
-    except (OSError, ValueError):
-        pass
     with open(path, "rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
     if same and large:
-        try:
+        with suppress(OSError):                         # then it is hashed again next time
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_whole(memory, json.dumps(known))
-        except OSError:                                 # then it is hashed again next time
-            pass
     return same
 
 # %% ../../nbs/engine/corpora.ipynb #de16f101
@@ -1332,41 +1498,6 @@ def no_book(
         return "it is no book with START and END lines"
 
 # %% ../../nbs/engine/corpora.ipynb #dfd6a660
-def download(
-    url: str, # of a file
-    path: Path, # where it is to be kept
-    sha256: str = None, # what it must hash to, if that is known
-    fault=None, # a function of the path that says what is wrong with the file, "" if nothing is
-) -> Path: # the file
-    "Fetches a file once; one that is there is verified; a failure says where to put it by hand"
-    damaged = ""
-    if path.exists():
-        check_file(path)
-        if sha256 and not has_sum(path, sha256):
-            damaged = "what lies there is damaged, its SHA-256 differs"
-        elif fault and (problem := fault(path)):
-            damaged = f"what lies there is not it, {problem}"
-        if not damaged:
-            return path
-        say_once(f"{path}: {damaged}; it is fetched again")
-        if not sha256:
-            path.unlink()
-    import logging
-
-    import pooch
-    pooch.get_logger().setLevel(logging.ERROR)
-    known = f"sha256:{sha256}" if sha256 else None
-    fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30, chunk_size=2**16)
-    try:
-        pooch.retrieve(url, known_hash=known, fname=path.name, path=path.parent, downloader=fetch)
-    except (OSError, ValueError) as e:
-        raise no_download(url, path, why_not(e), damaged) from None
-    if fault and (problem := fault(path)):
-        path.unlink()
-        raise no_download(url, path, f"what came is not the file: {problem}", damaged)
-    return path
-
-# %% ../../nbs/engine/corpora.ipynb #dfd6f101
 def why_not(
     error: Exception, # of a download
 ) -> str:
@@ -1382,6 +1513,7 @@ def why_not(
         return "no answer within 30 s"
     return getattr(cause, "strerror", None) or type(cause).__name__
 
+# %% ../../nbs/engine/corpora.ipynb #05d44f2a
 def no_download(
     url: str, # of a file
     path: Path, # where it should be
@@ -1391,6 +1523,61 @@ def no_download(
     "What to say of a failed download"
     return NeoxError(f"{url} could not be downloaded ({why}){'; ' + damaged if damaged else ''}; "
                      f"put the file at {path}, or set NEOX_DATA to a folder that holds it")
+
+# %% ../../nbs/engine/corpora.ipynb #6e8faf72
+def damage_of(
+    path: Path, # a file that is there
+    sha256: str, # as of `download`
+    fault, # as of `download`
+) -> str: # "" if it is as it should be
+    "What is wrong with a file that was fetched before"
+    check_file(path)
+    if sha256 and not has_sum(path, sha256):
+        return "what lies there is damaged, its SHA-256 differs"
+    if fault and (problem := fault(path)):
+        return f"what lies there is not it, {problem}"
+    return ""
+
+# %% ../../nbs/engine/corpora.ipynb #ef8082aa
+def fetch_file(
+    url: str, # of a file
+    path: Path, # where it is to be kept
+    sha256: str, # as of `download`
+    damaged: str, # what is wrong with the file that is there, for the error
+):
+    "Fetches a file; a failure says where to put it by hand"
+    import logging
+
+    import pooch
+    pooch.get_logger().setLevel(logging.ERROR)
+    known = f"sha256:{sha256}" if sha256 else None
+    fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30, chunk_size=2**16)
+    try:
+        pooch.retrieve(url, known_hash=known, fname=path.name, path=path.parent, downloader=fetch)
+    except (OSError, ValueError) as e:
+        raise no_download(url, path, why_not(e), damaged) from None
+
+# %% ../../nbs/engine/corpora.ipynb #be0bb9af
+def download(
+    url: str, # of a file
+    path: Path, # where it is to be kept
+    sha256: str = None, # what it must hash to, if that is known
+    fault=None, # a function of the path that says what is wrong with the file, "" if nothing is
+) -> Path: # the file
+    "Fetches a file once; one that is there is verified; a failure says where to put it by hand"
+    damaged = ""
+    if path.exists():
+        damaged = damage_of(path, sha256, fault)
+        if not damaged:
+            return path
+        say_once(f"{path}: {damaged}; it is fetched again")
+        if not sha256:
+            path.unlink()
+    fetch_file(url, path, sha256, damaged)
+    if fault and (problem := fault(path)):
+        path.unlink()
+        raise no_download(url, path, f"what came is not the file: {problem}", damaged)
+    return path
 
 # %% ../../nbs/engine/corpora.ipynb #bd3719e2
 READABLE = [f"*{suffix}{gz}" for suffix in (*READERS, *TEXTS) for gz in ("", ".gz")]
@@ -1439,6 +1626,7 @@ PART_WORDS = dict(train="train", training="train", test="test", tests="test", te
 TWO_WORDS = re.compile(r"(?<![a-z])(held|hold)[-_ ](out)(?![a-z])")
 PIECE = re.compile(r"v?\d.*|[a-z]{2}|part|shard|split|set|data|raw|text|texts")
 
+# %% ../../nbs/engine/corpora.ipynb #cea98a71
 def word_part(
     name: str, # of a file or folder, without a suffix
 ) -> str: # "train", "valid", "test", or ""
@@ -1469,6 +1657,7 @@ def part_of(
     known = "|".join(suffix[1:] for suffix in (*READERS, *TEXTS))
     return word_part(re.sub(rf"(\.({known}))?(\.gz)?$", "", path.name, flags=re.I))
 
+# %% ../../nbs/engine/corpora.ipynb #e705f640
 def title_part(
     path: Path, # a file
 ) -> str: # "train", "valid", "test", or ""
@@ -1477,10 +1666,10 @@ def title_part(
     return next((PART_WORDS[word] for word in words if word in PART_WORDS), "")
 
 # %% ../../nbs/engine/corpora.ipynb #fe3ecf59
-def with_parts(
+def named_parts(
     files: list, # paths
-) -> list: # (path, part) of each
-    "Each file with its part, where all of them say one; test files validate where no others do"
+) -> list: # the part that each one's name says, "" for none
+    "The parts that files say, by their folders, names, or what tells their names apart"
     parents = {os.path.dirname(os.path.abspath(path)) for path in files}
     root = os.path.commonpath(parents) if parents else None
     parts = [part_of(os.path.abspath(path), root) for path in files]
@@ -1492,6 +1681,14 @@ def with_parts(
     for place, name in enumerate(names):
         if "train" in spoken[name] and len(spoken[name]) > 1:
             parts[place] = parts[place] or title_part(files[place])
+    return parts
+
+# %% ../../nbs/engine/corpora.ipynb #96a7febc
+def tell_parts(
+    files: list, # paths
+    parts: list, # as of `named_parts`
+):
+    "Says what names are taken for; text held out that might be trained on is an error"
     held_out = [str(path) for path, part in zip(files, parts) if part in ("valid", "test")]
     silent = [str(path) for path, part in zip(files, parts) if not part]
     if silent and held_out and ("train" in parts or "valid" in parts):
@@ -1511,6 +1708,14 @@ def with_parts(
         more = f" and {len(titles) - 1:,} more" if titles[1:] else ""
         say_once(f"{titles[0]}{more}: the name is taken for a title, not for a part of the corpus; "
                  "a part is named train, valid or test, or ends so: plays-valid.txt")
+
+# %% ../../nbs/engine/corpora.ipynb #393ebabc
+def with_parts(
+    files: list, # paths
+) -> list: # (path, part) of each
+    "Each file with its part, where all of them say one; test files validate where no others do"
+    parts = named_parts(files)
+    tell_parts(files, parts)
     if "valid" not in parts:
         parts = ["valid" if part == "test" else part for part in parts]
     divided = all(parts) and "train" in parts
@@ -1523,11 +1728,7 @@ def is_hidden(
     "Whether the system put it there, or a person hid it"
     return name.startswith(".") or name == "__MACOSX"
 
-METADATA = re.compile(r"(?i)(dataset_infos?|dataset_dict|config|generation_config|state|metadata|"
-                      r"croissant|package|package-lock|vocab|tokenizer|tokenizer_config|"
-                      r"special_tokens_map|added_tokens|preprocessor_config|model_index|"
-                      r".*\.index|.*_state|corpora|manifest)\.json(\.gz)?")
-
+# %% ../../nbs/engine/corpora.ipynb #0ff82d40
 def same_text(
     packed: Path, # a file whose name ends with .gz
     plain: Path, # the same name without it
@@ -1542,6 +1743,7 @@ def same_text(
     except NeoxError:                                   # said when it is read
         return False
 
+# %% ../../nbs/engine/corpora.ipynb #ab3d3579
 def without_copies(
     paths: list, # files
 ) -> tuple: # those to read, those that hold the same as another
@@ -1552,6 +1754,42 @@ def without_copies(
     return [path for path in paths if path not in copies], copies
 
 # %% ../../nbs/engine/corpora.ipynb #056ef101
+METADATA = re.compile(r"(?i)(dataset_infos?|dataset_dict|config|generation_config|state|metadata|"
+                      r"croissant|package|package-lock|vocab|tokenizer|tokenizer_config|"
+                      r"special_tokens_map|added_tokens|preprocessor_config|model_index|"
+                      r".*\.index|.*_state|corpora|manifest)\.json(\.gz)?")
+
+def left_out_as(
+    path: Path, # a file that is not hidden
+) -> str: # None if it is read; else why not, in brackets, "" where its name says enough
+    "Whether a file of a folder is left out"
+    about = re.match(r"(readme|licen[cs]es?)\b", path.name.lower())
+    if about or kind_of(path) not in (*READERS, *TEXTS):
+        return ""
+    if METADATA.fullmatch(path.name):
+        return " (about the data)"
+    if not path.is_file():
+        return " (a link to nothing)" if path.is_symlink() else " (not a file)"
+    return None
+
+# %% ../../nbs/engine/corpora.ipynb #3b91db67
+def read_once(
+    found: list, # paths of files
+    folder: Path, # that holds them
+) -> tuple: # paths to read, what is left out and why
+    "Files without links to each other, compressed copies and empty ones"
+    own = {os.path.realpath(path) for path in found if not path.is_symlink()}
+    twice = [path for path in found if path.is_symlink() and os.path.realpath(path) in own]
+    left_out = [f"{path.relative_to(folder)} (a link to another file here)" for path in twice]
+    found, copies = without_copies(sorted(set(found) - set(twice)))
+    left_out += [f"{path.relative_to(folder)} (the same as {path.stem})" for path in copies]
+    empty = [path for path in found if not path.stat().st_size]
+    if len(empty) < len(found):
+        left_out += [f"{path.relative_to(folder)} (empty)" for path in empty]
+        found = [path for path in found if path not in empty]
+    return found, left_out
+
+# %% ../../nbs/engine/corpora.ipynb #86f801ab
 def look_through(
     folder: Path, # a folder, subfolders included
 ) -> tuple: # paths of what can be read, what is left out and why
@@ -1568,27 +1806,13 @@ def look_through(
         left_out += [f"{shown/name} (a linked folder)" for name in linked if name not in hidden]
         folders[:] = sorted(name for name in folders if name not in (*hidden, *linked))
         for name in sorted(set(names) - set(hidden)):
-            path = Path(place)/name
-            about = re.match(r"(readme|licen[cs]es?)\b", name.lower())
-            if about or kind_of(path) not in (*READERS, *TEXTS):
-                left_out.append(str(shown/name))
-            elif METADATA.fullmatch(name):
-                left_out.append(f"{shown/name} (about the data)")
-            elif not path.is_file():
-                what = "a link to nothing" if path.is_symlink() else "not a file"
-                left_out.append(f"{shown/name} ({what})")
+            why = left_out_as(Path(place)/name)
+            if why is None:
+                found.append(Path(place)/name)
             else:
-                found.append(path)
-    own = {os.path.realpath(path) for path in found if not path.is_symlink()}
-    twice = [path for path in found if path.is_symlink() and os.path.realpath(path) in own]
-    left_out += [f"{path.relative_to(folder)} (a link to another file here)" for path in twice]
-    found, copies = without_copies(sorted(set(found) - set(twice)))
-    left_out += [f"{path.relative_to(folder)} (the same as {path.stem})" for path in copies]
-    empty = [path for path in found if not path.stat().st_size]
-    if len(empty) < len(found):
-        left_out += [f"{path.relative_to(folder)} (empty)" for path in empty]
-        found = [path for path in found if path not in empty]
-    return found, left_out
+                left_out.append(f"{shown/name}{why}")
+    found, others = read_once(found, folder)
+    return found, left_out + others
 
 # %% ../../nbs/engine/corpora.ipynb #056ef102
 def readable_files(
@@ -1616,6 +1840,7 @@ def own_files(
         return named
     return readable_files(folder) if folder.is_dir() else []
 
+# %% ../../nbs/engine/corpora.ipynb #8a3e46bd
 def compare_own(
     name: str, # a known corpus
     files: list, # a person's own copies
@@ -1634,18 +1859,25 @@ def compare_own(
                  "(its SHA-256 differs); read as it is")
 
 # %% ../../nbs/engine/corpora.ipynb #9f815b44
+def hub_files(
+    name: str, # hf:OWNER/NAME and what may follow
+) -> list: # paths
+    "A dataset's files: your own copies, else those of the hub"
+    repository, revision, folder = parse_hub_name(name)
+    patterns = [f"{folder}/{pattern}" for pattern in READABLE] if folder else ()
+    files = own_files(name) or readable_files(hub_folder(repository, revision, patterns)/folder)
+    if not files:
+        kinds = ", ".join(READABLE[::2])
+        raise NeoxError(f"{name}: holds no file that can be read as text ({kinds})")
+    return files
+
+# %% ../../nbs/engine/corpora.ipynb #a1d9d632
 def find_files(
     name: str, # a known corpus, gutenberg:ID or hf:OWNER/NAME
 ) -> list: # paths
     "Where a corpus's files lie, fetched if they must be"
     if name.startswith("hf:"):
-        repository, revision, folder = parse_hub_name(name)
-        patterns = [f"{folder}/{pattern}" for pattern in READABLE] if folder else ()
-        files = own_files(name) or readable_files(hub_folder(repository, revision, patterns)/folder)
-        if not files:
-            kinds = ", ".join(READABLE[::2])
-            raise NeoxError(f"{name}: holds no file that can be read as text ({kinds})")
-        return files
+        return hub_files(name)
     kind, _, number = name.partition(":")
     source, folder = CORPORA[kind], cache_folder()/kind
     if kind == "gutenberg" and not re.fullmatch("[1-9][0-9]{0,6}", number):
@@ -1660,6 +1892,18 @@ def find_files(
         compare_own(name, own)
         return own
     return [download(file["url"], folder/file["path"], file["sha256"]) for file in source.files]
+
+# %% ../../nbs/engine/corpora.ipynb #2e99f102
+def same_bytes(
+    first: Path, # a file
+    second: Path, # another of the same size
+) -> bool:
+    "Whether two files hold the same, read piece by piece"
+    with open(first, "rb") as a, open(second, "rb") as b:
+        while piece := a.read(2**18):
+            if piece != b.read(2**18):
+                return False
+    return True
 
 # %% ../../nbs/engine/corpora.ipynb #2e998bd4
 @dataclass
@@ -1706,19 +1950,81 @@ def check_parts(
                 raise NeoxError(f"{corpus.name}: {other} is trained on, and {path} ({part}) is the "
                                 "same text, whose score would say nothing; remove one of them")
 
-# %% ../../nbs/engine/corpora.ipynb #2e99f102
-def same_bytes(
-    first: Path, # a file
-    second: Path, # another of the same size
-) -> bool:
-    "Whether two files hold the same, read piece by piece"
-    with open(first, "rb") as a, open(second, "rb") as b:
-        while piece := a.read(2**18):
-            if piece != b.read(2**18):
-                return False
-    return True
+# %% ../../nbs/engine/corpora.ipynb #cd98f101
+class Passing:
+    "Passes the pieces of a document on, and hashes them"
+    def __init__(self,
+        pieces, # of text
+        digest, # of hashlib
+    ):
+        self.pieces, self.digest, self.ended = iter(pieces), digest, False
 
-# %% ../../nbs/engine/corpora.ipynb #cd9865dc
+    def __iter__(self):
+        for piece in self.pieces:
+            self.digest.update(piece.encode())
+            yield piece
+        self.ended = True
+
+# %% ../../nbs/engine/corpora.ipynb #cd98f102
+def wrong_files(
+    corpus: Corpus, # with several files
+    first: WrongEncoding, # of the file at which reading ended
+    place: int, # of that file
+) -> list: # errors, `first` among them
+    "The errors of all files of a corpus that are not in the encoding in which they are read"
+    errors = [first]
+    for path, _ in corpus.files[place + 1:]:
+        try:
+            if kind_of(path) != ".parquet":
+                for _ in text_pieces(path, encoding=corpus.encoding):
+                    pass
+        except WrongEncoding as e:
+            errors.append(e)
+        except NeoxError:                               # another fault, for the next attempt
+            pass
+    return errors
+
+# %% ../../nbs/engine/corpora.ipynb #ae4b570b
+def all_wrong(
+    corpus: Corpus, # with several files
+    first: WrongEncoding, # of the file at which reading ended
+    place: int, # of that file
+) -> NeoxError: # to be raised
+    "One error for all files of a corpus that are not in the encoding in which they are read"
+    errors = wrong_files(corpus, first, place)
+    if not errors[1:]:
+        return first
+    by_encoding = {}
+    for error in errors:
+        by_encoding.setdefault((error.likely, *error.others), []).append(str(error.path))
+    named = []
+    for (likely, *others), paths in by_encoding.items():
+        more = f" and {len(paths) - 40:,} more" if paths[40:] else ""
+        title = encoding_title(likely) if likely else " or ".join(others) or "unknown"
+        named.append(f"{title}: {', '.join(paths[:40])}{more}")
+    advice = how_to_read([error.likely for error in errors])
+    if not all(error.likely for error in errors) and any(error.others for error in errors):
+        advice = "read one of them alone to see how it reads in each, then give one --encoding"
+    return NeoxError(f"{corpus.name}: {len(errors):,} files are not UTF-8, "
+                     f"probably {'; '.join(named)}; {advice}")
+
+# %% ../../nbs/engine/corpora.ipynb #9c8ac090
+@patch
+def check_readings(self: Corpus,
+    digests: dict, # part -> hashlib's digest of its whole text
+):
+    "Raises an error for a text that has changed, or that is both trained on and scored"
+    for belongs, digest in digests.items():
+        if self.readings.setdefault(belongs, digest.hexdigest()) != digest.hexdigest():
+            raise NeoxError(f"{self.name}: the text changed between two readings; "
+                            "leave it alone, and start again")
+    trained = self.readings.get("train")
+    for belongs in ("valid", "test"):
+        if trained and self.readings.get(belongs) == trained:
+            raise NeoxError(f"{self.name}: its parts train and {belongs} are the same text, "
+                            "whose score would say nothing; give another one")
+
+# %% ../../nbs/engine/corpora.ipynb #eae65708
 @patch
 def documents(self: Corpus,
     part: str = None, # of the corpus's own division, all if not given
@@ -1739,63 +2045,7 @@ def documents(self: Corpus,
             raise all_wrong(self, e, place) from None
     if not whole:                                       # somebody looked at the first pieces alone
         return
-    for belongs, digest in digests.items():
-        if self.readings.setdefault(belongs, digest.hexdigest()) != digest.hexdigest():
-            raise NeoxError(f"{self.name}: the text changed between two readings; "
-                            "leave it alone, and start again")
-    trained = self.readings.get("train")
-    for belongs in ("valid", "test"):
-        if trained and self.readings.get(belongs) == trained:
-            raise NeoxError(f"{self.name}: its parts train and {belongs} are the same text, "
-                            "whose score would say nothing; give another one")
-
-# %% ../../nbs/engine/corpora.ipynb #cd98f101
-class Passing:
-    "Passes the pieces of a document on, and hashes them"
-    def __init__(self,
-        pieces, # of text
-        digest, # of hashlib
-    ):
-        self.pieces, self.digest, self.ended = iter(pieces), digest, False
-
-    def __iter__(self):
-        for piece in self.pieces:
-            self.digest.update(piece.encode())
-            yield piece
-        self.ended = True
-
-# %% ../../nbs/engine/corpora.ipynb #cd98f102
-def all_wrong(
-    corpus: Corpus, # with several files
-    first: WrongEncoding, # of the file at which reading ended
-    place: int, # of that file
-) -> NeoxError: # to be raised
-    "One error for all files of a corpus that are not in the encoding in which they are read"
-    errors = [first]
-    for path, _ in corpus.files[place + 1:]:
-        try:
-            if kind_of(path) != ".parquet":
-                for _ in text_pieces(path, encoding=corpus.encoding):
-                    pass
-        except WrongEncoding as e:
-            errors.append(e)
-        except NeoxError:                               # another fault, for the next attempt
-            pass
-    if not errors[1:]:
-        return first
-    by_encoding = {}
-    for error in errors:
-        by_encoding.setdefault((error.likely, *error.others), []).append(str(error.path))
-    named = []
-    for (likely, *others), paths in by_encoding.items():
-        more = f" and {len(paths) - 40:,} more" if paths[40:] else ""
-        title = encoding_title(likely) if likely else " or ".join(others) or "unknown"
-        named.append(f"{title}: {', '.join(paths[:40])}{more}")
-    advice = how_to_read([error.likely for error in errors])
-    if not all(error.likely for error in errors) and any(error.others for error in errors):
-        advice = "read one of them alone to see how it reads in each, then give one --encoding"
-    return NeoxError(f"{corpus.name}: {len(errors):,} files are not UTF-8, "
-                     f"probably {'; '.join(named)}; {advice}")
+    self.check_readings(digests)
 
 # %% ../../nbs/engine/corpora.ipynb #bbe87f02
 @dataclass
@@ -1811,24 +2061,28 @@ class Counts:
     def __post_init__(self):
         self.digest = hashlib.sha256()
 
-    def add(self,
-        piece: str, # of a document
-    ):
-        "Counts a piece of text"
-        raw = piece.encode()
-        self.digest.update(raw)
-        self.characters += len(piece)
-        self.bytes += len(raw)
-        self.lines += piece.count("\n")
-        self.alphabet.update(piece)
+# %% ../../nbs/engine/corpora.ipynb #52c00673
+@patch
+def add(self: Counts,
+    piece: str, # of a document
+):
+    "Counts a piece of text"
+    raw = piece.encode()
+    self.digest.update(raw)
+    self.characters += len(piece)
+    self.bytes += len(raw)
+    self.lines += piece.count("\n")
+    self.alphabet.update(piece)
 
-    def end(self,
-        part: str = "", # of the corpus's own division to which the document belongs
-    ):
-        "Counts a document that ends here"
-        self.digest.update(b"\xff" + part.encode() + b"\xff"*bool(part))
-        self.documents += 1
-        self.sha256 = self.digest.hexdigest()
+# %% ../../nbs/engine/corpora.ipynb #5ff53a07
+@patch
+def end(self: Counts,
+    part: str = "", # of the corpus's own division to which the document belongs
+):
+    "Counts a document that ends here"
+    self.digest.update(b"\xff" + part.encode() + b"\xff"*bool(part))
+    self.documents += 1
+    self.sha256 = self.digest.hexdigest()
 
 # %% ../../nbs/engine/corpora.ipynb #826032d9
 @patch
@@ -1856,6 +2110,7 @@ def counts(self: Corpus):
         self._counts = self.count()
     return self._counts
 
+# %% ../../nbs/engine/corpora.ipynb #5d03ebfb
 @patch
 def __repr__(self: Corpus):
     c = self.counts
@@ -1905,6 +2160,16 @@ def pattern_files(
     return root, found
 
 # %% ../../nbs/engine/corpora.ipynb #b692f102
+def no_such_corpus(
+    name: str, # that is neither known nor on the disk
+) -> NeoxError: # to be raised
+    "What to say of a name that means nothing"
+    if os.path.islink(name):
+        return NeoxError(f"{name}: a link to nothing; check where it leads")
+    return NeoxError(f"{name}: neither a file nor a folder nor a known corpus"
+                     f"{nearest(name, CORPORA)}")
+
+# %% ../../nbs/engine/corpora.ipynb #e527d59e
 def local_files(
     name: str, # a file, a folder, or a pattern of files
 ) -> tuple: # name of the corpus, [(path, part)]
@@ -1924,10 +2189,7 @@ def local_files(
         called = corpus_name("-".join(filter(None, [root.name, *Path(rest).parts])), suffixes=False)
         wanted = "no file matches this pattern; check it, and put it in quotes"
     else:
-        if os.path.islink(path):
-            raise NeoxError(f"{name}: a link to nothing; check where it leads")
-        raise NeoxError(f"{name}: neither a file nor a folder nor a known corpus"
-                        f"{nearest(name, CORPORA)}")
+        raise no_such_corpus(name)
     if not files:
         raise NeoxError(f"{name}: {wanted}")
     return called, with_parts(files)
@@ -1995,6 +2257,7 @@ def json_value(
         return value.isoformat()
     raise NeoxError(f"a field holds {type(value).__name__}, for which JSON has no word; write .txt")
 
+# %% ../../nbs/engine/corpora.ipynb #f26d8a95
 def plain_line(
     document: dict, # a record and its text
 ) -> str: # with a newline

@@ -92,18 +92,26 @@ class Plan:
     def tokens_in_step(self): # over all passes and processes
         return self.batch_size*self.seq_length
 
+# %% ../../nbs/engine/state.ipynb #f1e00003
+from .tokens import TokenFile
+
+@patch
+def checksum(self: TokenFile) -> str: # SHA-256
+    "The checksum of its ids"
+    return digest(self.path)
+
 # %% ../../nbs/engine/state.ipynb #007d0331
 @dataclass
 class RunData:
     "The text of a run"
-    files: dict # {"train": TokenFile, "valid": TokenFile}
+    files: dict # {"train": TokenFile, "valid": TokenFile}, or parts of another kind
     tokenizer: Tokenizer # of the files
     licence: str = "unknown" # of the text
     name: str = "given in Python" # of the text, for the log
 
     @cached_property
     def fingerprints(self): # {"train", "valid", "tokenizer"}: checksums
-        sums = {part: digest(file.path) for part, file in self.files.items()}
+        sums = {part: file.checksum() for part, file in self.files.items()}
         return dict(**sums, tokenizer=self.tokenizer.fingerprint)
 
 # %% ../../nbs/engine/state.ipynb #ef355ee7

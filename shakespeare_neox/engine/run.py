@@ -957,6 +957,8 @@ def how_to_go_on(
     run: Run, # whose state was just saved
 ) -> str:
     "What goes on from a saved state"
+    if run.data.command:
+        return f"the same command goes on from there: {run.data.command}"
     if run.data.name == RunData.name:
         return "the same call in Python goes on from there"
     config, folder = shlex.quote(f"{run.folder}/config.yml"), shlex.quote(str(run.folder))

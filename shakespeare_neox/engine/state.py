@@ -108,6 +108,7 @@ class RunData:
     tokenizer: Tokenizer # of the files
     licence: str = "unknown" # of the text
     name: str = "given in Python" # of the text, for the log
+    command: str = "" # that goes on with its run, where neox_train cannot
 
     @cached_property
     def fingerprints(self): # {"train", "valid", "tokenizer"}: checksums

@@ -7,6 +7,7 @@ from .engine.copying import *
 from .engine.corpora import *
 from .engine.decode import *
 from .engine.device import *
+from .engine.instructions import *
 from .engine.optimizers import *
 from .engine.recipe import *
 from .engine.report import *

@@ -13,27 +13,29 @@ from conftest import refuses, succeeds
 
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.corpora import own_files
-from shakespeare_neox.engine.run import evaluate, train_run
-from shakespeare_neox.engine.tokens import load_tokenizer
-from shakespeare_neox.engine.vocab import train_tokenizer
-from shakespeare_neox.finetune import (
+from shakespeare_neox.engine.instructions import (
     CHAT_TEMPLATE,
     Example,
-    PackedChats,
-    answers,
-    chat_data,
     chat_ids,
-    chat_run,
-    encode_chat,
-    encode_chats,
     messages_of,
-    neox_finetune_main,
-    pack,
-    packed_batch,
     read_instructions,
     split_examples,
     template_of,
     with_template,
+)
+from shakespeare_neox.engine.run import evaluate, train_run
+from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.engine.vocab import train_tokenizer
+from shakespeare_neox.finetune import (
+    PackedChats,
+    answers,
+    chat_data,
+    chat_run,
+    encode_chat,
+    encode_chats,
+    neox_finetune_main,
+    pack,
+    packed_batch,
 )
 from shakespeare_neox.model import GPT, ModelConfig
 from shakespeare_neox.train import token_losses
@@ -339,10 +341,10 @@ def test_packed_equals_unpacked(tokenizer, pos_emb):
             (found - gradient).norm() / gradient.norm(),
         )
 
-    assert max(differs(batch)) < 1e-4
-    assert min(differs(replace(batch, document=None))) > 1e-2  # attention across dialogues
+    assert max(differs(batch)) < 1e-5
+    assert min(differs(replace(batch, document=None))) > 1e-3  # attention across dialogues
     if pos_emb == "learned":
-        assert min(differs(replace(batch, positions=None))) > 1e-2
+        assert min(differs(replace(batch, positions=None))) > 1e-3
 
 
 def test_each_epoch_reads_every_row_once(tokenizer):
@@ -370,7 +372,6 @@ def test_each_epoch_reads_every_row_once(tokenizer):
 
 STEPS = dict(
     train_iters=6,
-    train_epochs=None,
     eval_interval=3,
     log_interval=1,
     checkpoint_factor=2,
@@ -417,8 +418,9 @@ def test_passes_with_unequal_counts_equal_the_big_batch(tokenizer):
         a_run(tokenizer, "a"),
         a_run(tokenizer, "b", train_micro_batch_size_per_gpu=4, gradient_accumulation_steps=1),
     )
-    passes, whole = small.trainer.batches(0), big.trainer.batches(0)
-    assert len(passes) == 2 and passes[0].n_targets != passes[1].n_targets
+    steps = range(20)
+    step = next(s for s in steps if len({b.n_targets for b in small.trainer.batches(s)}) == 2)
+    passes, whole = small.trainer.batches(step), big.trainer.batches(step)
     found = []
     for run, batches in ((small, passes), (big, whole)):
         run.trainer.backward(batches)
@@ -503,7 +505,6 @@ def test_command(tokenizer, capsys):
         "data.jsonl",
         "--finetuned_model_dir",
         "tuned",
-        "train_epochs=None",
         *words,
     ]
     done = succeeds(neox_finetune_main, given, capsys)

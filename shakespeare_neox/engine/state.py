@@ -41,6 +41,7 @@ from .device import DeviceTrainer
 from .optimizers import WeightAverage, moments_of
 from .recipe import Recipe, read_recipe, write_yaml
 from .report import first_line, note_in_mark, read_log, run_mark
+from .tokens import TokenFile
 from ..tokenizer import Tokenizer
 
 # %% ../../nbs/engine/state.ipynb #d67728ae
@@ -93,8 +94,6 @@ class Plan:
         return self.batch_size*self.seq_length
 
 # %% ../../nbs/engine/state.ipynb #f1e00003
-from .tokens import TokenFile
-
 @patch
 def checksum(self: TokenFile) -> str: # SHA-256
     "The checksum of its ids"

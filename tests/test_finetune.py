@@ -34,7 +34,7 @@ from shakespeare_neox.finetune import (
     encode_chat,
     encode_chats,
     neox_finetune_main,
-    pack,
+    pack_rows,
     packed_batch,
 )
 from shakespeare_neox.model import GPT, ModelConfig
@@ -308,7 +308,7 @@ def test_pack_holds_each_dialogue_once():
     rng = np.random.default_rng(0)
     for longest in (1, 7, 64):
         lengths = rng.integers(1, longest + 1, 200).tolist()
-        rows = pack(lengths, longest)
+        rows = pack_rows(lengths, longest)
         assert sorted(i for row in rows for i in row) == list(range(200))
         assert all(0 < sum(lengths[i] for i in row) <= longest for row in rows)
         assert len(rows) <= 1.25 * np.ceil(sum(lengths) / longest) + 1
@@ -328,7 +328,7 @@ def losses_and_gradient(model, batches):
 def test_packed_equals_unpacked(tokenizer, pos_emb):
     model = some_model(tokenizer, pos_emb=pos_emb)
     chats = encode_chats(tokenizer, some_examples(), 64).chats
-    rows = pack([len(c) for c in chats], 64)
+    rows = pack_rows([len(c) for c in chats], 64)
     assert max(map(len, rows)) > 1
     batch = packed_batch(chats, rows, 64, tokenizer.pad_id)
     alone = [packed_batch(chats, [[i]], len(chats[i]), 0) for row in rows for i in row]

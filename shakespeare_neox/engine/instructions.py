@@ -243,13 +243,12 @@ def render(
     prompt: bool = False, # whether the text ends where the next answer begins
 ) -> str:
     "Messages as the template writes them"
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
     marks = {role: tokenizer.roles.get(role, "") for role in ("eos_token", "bos_token")}
     try:
         texts = render_jinja_template([messages], chat_template=template_of(tokenizer),
                                       add_generation_prompt=prompt, **marks)
-    except (TemplateError, TypeError, KeyError) as e:
+    except Exception as e:                                  # whatever a template may do
         raise NeoxError(f"the chat template fails ({' '.join(str(e).split())[:120]}); "
                         "correct chat_template.jinja in the tokenizer's folder") from None
     return texts[0][0]

@@ -7,6 +7,7 @@ from .engine.copying import *
 from .engine.corpora import *
 from .engine.decode import *
 from .engine.device import *
+from .engine.instructions import *
 from .engine.optimizers import *
 from .engine.recipe import *
 from .engine.report import *
@@ -19,6 +20,7 @@ from .engine.tokens import *
 from .engine.tune import *
 from .engine.vocab import *
 from .data import *
+from .finetune import *
 from .generate import *
 from .model import *
 from .tokenizer import *

@@ -1264,7 +1264,8 @@ def slow_import():
 COMMANDS = dict(                                 # command -> its module in this package
     neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run",
     neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
-    neox_archive="engine.archive", neox_verify="engine.archive", neox_benchmark="benchmark")
+    neox_archive="engine.archive", neox_verify="engine.archive",
+    neox_finetune="finetune", neox_benchmark="benchmark")
 
 # %% ../../nbs/engine/base.ipynb #ba5e00d9
 def start():

@@ -19,6 +19,7 @@ from .engine.tokens import *
 from .engine.tune import *
 from .engine.vocab import *
 from .data import *
+from .evaluate import *
 from .generate import *
 from .model import *
 from .tokenizer import *

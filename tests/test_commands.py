@@ -29,6 +29,7 @@ COMMANDS = dict(
     neox_generate="engine.serve",
     neox_archive="engine.archive",
     neox_verify="engine.archive",
+    neox_evaluate="evaluate",
 )
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"

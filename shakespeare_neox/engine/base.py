@@ -956,7 +956,8 @@ def silence_output():
 
 # %% ../../nbs/engine/base.ipynb #77b2cf02
 PATH_FLAGS = {"out", "plain", "data", "tokenizer_path", "data_path", "checkpoint_dir",
-              "checkpoint_path", "prompt_file", "run", "dry_run", "nanogpt", "archive"}
+              "checkpoint_path", "prompt_file", "run", "dry_run", "nanogpt", "archive",
+              "answers", "training_text", "compare"}
 
 def parsed(
     func, # what the command does
@@ -1050,7 +1051,8 @@ def slow_import():
 COMMANDS = dict(                                 # command -> its module in this package
     neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run",
     neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
-    neox_archive="engine.archive", neox_verify="engine.archive", neox_benchmark="benchmark")
+    neox_archive="engine.archive", neox_verify="engine.archive", neox_benchmark="benchmark",
+    neox_evaluate="evaluate")
 
 def start():
     "Runs the command by whose name this process was called"

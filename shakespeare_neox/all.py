@@ -21,6 +21,7 @@ from .engine.tune import *
 from .engine.vocab import *
 from .data import *
 from .finetune import *
+from .evaluate import *
 from .generate import *
 from .model import *
 from .tokenizer import *

@@ -1158,7 +1158,8 @@ def split_arguments(
 
 # %% ../../nbs/engine/base.ipynb #ba5e00cb
 PATH_FLAGS = {"out", "plain", "data", "tokenizer_path", "data_path", "checkpoint_dir",
-              "checkpoint_path", "prompt_file", "run", "dry_run", "nanogpt", "archive"}
+              "checkpoint_path", "prompt_file", "run", "dry_run", "nanogpt", "archive",
+              "answers", "training_text", "compare"}
 
 def parsed(
     func, # what the command does
@@ -1265,7 +1266,8 @@ COMMANDS = dict(                                 # command -> its module in this
     neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run",
     neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
     neox_archive="engine.archive", neox_verify="engine.archive",
-    neox_finetune="finetune", neox_benchmark="benchmark")
+    neox_finetune="finetune", neox_evaluate="evaluate",
+    neox_benchmark="benchmark")
 
 # %% ../../nbs/engine/base.ipynb #ba5e00d9
 def start():

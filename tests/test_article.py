@@ -1,7 +1,10 @@
-"The article and the talk: every number has its page, the seconds add up, the deck opens offline."
+"""The article and the talk: every number has its page, the seconds add up, the deck opens offline
+and prints one slide a page."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / ".ci" / "article.py").exists():
     pytest.skip("no clone here", allow_module_level=True)
+CHROMIUM = (
+    shutil.which("google-chrome") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
 NUMBER = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?(?![\w/])")
 PLAIN = {"2", "3", "4", "2017", "2020", "2021", "2024", "128", "500", "9"}  # names, years, and
 # what the sentence itself counts
@@ -102,15 +108,39 @@ def test_ten_minutes():
         assert len(text.split()) <= int(seconds) * 170 / 60, text[:40]
 
 
-def test_deck(tmp_path):
+@pytest.fixture(scope="module")
+def deck(tmp_path_factory):
+    "The deck as the site holds it"
+    folder = tmp_path_factory.mktemp("talk") / "deck"
+    subprocess.run([sys.executable, ROOT / ".ci/slides.py", folder], check=True)
+    return folder
+
+
+def test_deck(deck):
     "As many slides as headings, notes beside each, and nothing from the network"
-    subprocess.run([sys.executable, ROOT / ".ci/slides.py", tmp_path / "deck"], check=True)
-    html = (tmp_path / "deck/slides.html").read_text(encoding="utf-8")
+    html = (deck / "slides.html").read_text(encoding="utf-8")
     assert html.count("<aside") == len(slides())
     links = re.findall(r'(?:src|href)="([^"#]+)', html)
     assert links and not [link for link in links if "//" in link]
     for link in links:
-        assert (tmp_path / "deck" / link.partition("?")[0]).exists(), link
+        assert (deck / link.partition("?")[0]).exists(), link
+
+
+def printed_pages(address, folder):
+    "How many pages Chromium prints of an address"
+    pdf = folder / "printed.pdf"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", f"--print-to-pdf={pdf}"]
+    subprocess.run([*command, address], check=True, capture_output=True, timeout=300)
+    return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=os.environ.get("NO_BROWSER", "no Chromium"))
+def test_pdf(deck, tmp_path):
+    "Printed as the talk's page says: the title and each slide on a page of its own"
+    address = (deck / "slides.html").as_uri()
+    assert printed_pages(f"{address}?print-pdf", tmp_path) == len(slides()) + 1
+    assert printed_pages(address, tmp_path) != len(slides()) + 1  # the words at the end matter
 
 
 def test_markdown(tmp_path):

@@ -129,7 +129,8 @@ def test_deck(deck):
 def printed_pages(address, folder):
     "How many pages Chromium prints of an address"
     pdf = folder / "printed.pdf"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    flags += ["--virtual-time-budget=20000"]
     command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", f"--print-to-pdf={pdf}"]
     subprocess.run([*command, address], check=True, capture_output=True, timeout=300)
     return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))

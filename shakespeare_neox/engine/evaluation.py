@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .answers import answered, copied_shares, distinct, doubts
-from .answers import read_answers, repetition
+from .answers import answered, distinct, doubts, read_answers
 from .base import NeoxError, nearest, say
 from .checkpoints import open_checkpoint
 from .corpora import load_corpus
@@ -22,6 +21,9 @@ from .metrics import Compared, ModelScores, mean_of, score_text, send
 from .preferences import BlindPairs
 from .serve import check_range, one_checkpoint
 from .tokens import divide
+
+# %% ../../nbs/engine/evaluation.ipynb #9d3fcea2
+from .answers import copied_shares, repetition
 
 # %% ../../nbs/engine/evaluation.ipynb #57e324ff
 PARTS = ("train", "valid", "test", "all")

@@ -33,7 +33,7 @@ def losses_and_hits(
 ) -> tuple: # losses in nats, whether the most likely token was right, which targets count: (B, T)
     "What one pass says of each target"
     passes = []
-    def remembering(x, **packed):
+    def remembering(x, **packed): # as of the model
         passes.append(model(x, **packed))
         return passes[0]
     losses, mask = token_losses(remembering, batch)
@@ -109,7 +109,7 @@ def score_text(
     "The sums of a text, by passage; its first token has no past and does not count"
     nats, hits = score_tokens(model, tokenizer.encode(text), stride, batch_size)
     cut, places = place_tokens(tokenizer, text, size)
-    def summed(values=None):
+    def summed(values=None): # (n_passages,)
         return np.bincount(places, values, len(cut)).astype(float)
     return dict(nats=summed(nats), tokens=summed(), hits=summed(hits),
                 bytes=np.array([float(len(passage.encode())) for passage in cut]),
@@ -127,7 +127,7 @@ def mean_of(
     name: str, # of a column
 ): # a metric
     "The mean of a column over all answers"
-    def metric(sums):
+    def metric(sums): # over all answers
         return sums[name]/sums["answers"]
     return metric
 

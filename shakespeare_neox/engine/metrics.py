@@ -203,7 +203,7 @@ def number_with_interval(
 
 def span_text(
     low: float, # None if there is no interval
-    high: float,
+    high: float, # None with it
     sign: str = "", # "+" to show it
 ) -> str:
     "An interval in a table"

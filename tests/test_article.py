@@ -1,12 +1,14 @@
 """The article and the talk: every number has its page, the seconds add up, the deck opens offline
 and prints one slide a page."""
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,22 +128,45 @@ def test_deck(deck):
         assert (deck / link.partition("?")[0]).exists(), link
 
 
-def printed_pages(address, folder):
-    "How many pages Chromium prints of an address"
-    pdf = folder / "printed.pdf"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    flags += ["--virtual-time-budget=20000"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", f"--print-to-pdf={pdf}"]
-    subprocess.run([*command, address], check=True, capture_output=True, timeout=300)
-    return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+@pytest.fixture(scope="module")
+def browser():
+    "Headless Chromium"
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if not CHROMIUM or not driver:
+        pytest.skip(os.environ.get("NO_BROWSER", "no Chromium, or no chromedriver"))
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
 
 
-@pytest.mark.skipif(not CHROMIUM, reason=os.environ.get("NO_BROWSER", "no Chromium"))
-def test_pdf(deck, tmp_path):
+def printed_shapes(browser, address, ready):
+    "Width by height of each page that Chromium prints, once a selector finds something there"
+    browser.get("about:blank")
+    browser.get(address)
+    found = f"return document.querySelectorAll('{ready}').length"
+    for _ in range(240):
+        if browser.execute_script(found):
+            break
+        time.sleep(0.5)
+    settings = dict(preferCSSPageSize=True, printBackground=True)
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", settings)["data"])
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == pdf.count(b"/MediaBox")
+    return [float(w) / float(h) for w, h in re.findall(rb"/MediaBox \[0 0 (\S+) (\S+?)\]", pdf)]
+
+
+def test_pdf(browser, deck):
     "Printed as the talk's page says: the title and each slide on a page of its own"
     address = (deck / "slides.html").as_uri()
-    assert printed_pages(f"{address}?print-pdf", tmp_path) == len(slides()) + 1
-    assert printed_pages(address, tmp_path) != len(slides()) + 1  # the words at the end matter
+    pages = printed_shapes(browser, f"{address}?print-pdf", ".pdf-page")
+    assert len(pages) == len(slides()) + 1
+    assert pages == pytest.approx([16 / 9] * len(pages), rel=0.01)
+    others = printed_shapes(browser, address, ".reveal.ready")  # without the words at the end
+    assert others != pytest.approx([16 / 9] * len(pages), rel=0.01)
 
 
 def test_markdown(tmp_path):

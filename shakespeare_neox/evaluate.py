@@ -529,7 +529,7 @@ def ask(self: BlindPairs,
     return self.result
 
 # %% ../nbs/05_evaluate.ipynb #b9ccc32d
-from .engine.corpora import jsonl_records
+from .engine.records import jsonl_records
 
 # %% ../nbs/05_evaluate.ipynb #b168a611
 LONGEST_ANSWER = 100_000                     # characters: ROUGE-L takes time with the square

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METADATA', 'HELD_OUT', 'PART_WORDS', 'TWO_WORDS', 'PIECE', 'is_hidden', 'same_bytes', 'without_copies', 'left_out_as',
-           'read_once', 'look_through', 'tell_left_out', 'readable_files', 'pattern_files', 'word_part', 'part_of',
+           'read_once', 'look_through', 'say_left_out', 'readable_files', 'pattern_files', 'word_part', 'part_of',
            'title_part', 'named_parts', 'tell_parts', 'with_parts']
 
 # %% ../../nbs/engine/folders.ipynb #f81c6561
@@ -115,7 +115,7 @@ def look_through(
     return found, left_out + others
 
 # %% ../../nbs/engine/folders.ipynb #056ef102
-def tell_left_out(
+def say_left_out(
     where: Path, # a folder or pattern
     left_out: list, # what is not read, and why
 ):
@@ -130,7 +130,7 @@ def readable_files(
     "The files of a folder that can be read as text or records; one line names the others"
     found, left_out = look_through(Path(folder))
     if found:
-        tell_left_out(folder, left_out)
+        say_left_out(folder, left_out)
     return found
 
 # %% ../../nbs/engine/folders.ipynb #b692f101
@@ -149,7 +149,7 @@ def pattern_files(
         elif not path.is_dir():
             left_out.append(place)
     found, copies = without_copies(found)
-    tell_left_out(pattern, left_out + [f"{path} (the same as {path.stem})" for path in copies])
+    say_left_out(pattern, left_out + [f"{path} (the same as {path.stem})" for path in copies])
     return root, found
 
 # %% ../../nbs/engine/folders.ipynb #0c6327a6

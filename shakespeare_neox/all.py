@@ -1,4 +1,5 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
+from .engine.answers import *
 from .engine.archive import *
 from .engine.attention import *
 from .engine.base import *
@@ -10,9 +11,12 @@ from .engine.device import *
 from .engine.documents import *
 from .engine.downloads import *
 from .engine.encodings import *
+from .engine.evaluation import *
 from .engine.folders import *
 from .engine.instructions import *
+from .engine.metrics import *
 from .engine.optimizers import *
+from .engine.preferences import *
 from .engine.recipe import *
 from .engine.records import *
 from .engine.report import *

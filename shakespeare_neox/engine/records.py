@@ -399,11 +399,12 @@ def parquet_batches(
 def parquet_records(
     path: Path, # a parquet file
     encoding: str = None, # not used: parquet holds UTF-8
+    wanted: tuple = (*FIELDS, *OTHER_WORDS), # names of columns
 ): # yields (record, place)
     "Reads .parquet, the columns that can hold text (needs the `datasets` extra)"
     check_file(path)
     most, unpacked = max(UNPACKED_FREELY, UNPACKED_RATIO*os.path.getsize(path)), 0
-    for done, rows, size in parquet_batches(path):
+    for done, rows, size in parquet_batches(path, wanted):
         unpacked += size
         if unpacked > most:
             raise NeoxError(f"{path}: more than {UNPACKED_RATIO} bytes for each compressed byte, "

@@ -125,6 +125,9 @@ def prose(name: str, text: str, anchors: dict, symbols: dict) -> str:
     "Markdown of a notebook with the site's links; refuses what only Quarto knows"
     if bad := QUARTO.search(CODE.sub("", text)):
         raise SiteError(f"Quarto syntax {bad[0]!r}; write plain Markdown")
+    text = re.sub(  # nbdev links a name inside of a link too: the outer one stays
+        r"\[\[(`[^`\]]+`)\]\(" + re.escape(HOME) + r"/[^)]+\)\]\(", r"[\1](", text
+    )
     text = re.sub(
         r"\[`([^`\]]+)`\]\(" + re.escape(HOME) + r"/([^)]+)\)",
         lambda m: f"{{py:obj}}`{m[1]} <{symbols[m[2]]}>`",

@@ -325,6 +325,18 @@ def test_every_page_loads_whole(site, browser):
     assert len(pages(folder)) >= 18 and wrong == []
 
 
+def test_every_link_has_a_text(site):
+    "No link stands inside of another, where the browser empties the outer one"
+    wrong = []
+    for page in pages(site[0]):
+        text = (site[0] / page).read_text(encoding="utf-8")
+        for link in re.findall(r'<a class="reference internal"[^>]*>.*?</a>', text, re.DOTALL):
+            shown = re.sub(r"<(?!img|svg|i )[^>]+>", "", link).strip()
+            if not shown or link.count("<a ") > 1:
+                wrong.append((page, link))
+    assert wrong == []
+
+
 def test_every_link_and_anchor_leads_somewhere(site, browser):
     folder, address = site
     ids, links = {}, set()

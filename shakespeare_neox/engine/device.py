@@ -7,8 +7,8 @@ __all__ = ['MALLOC_WORDS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'keeping', 'L
            'best_precision', 'has_bf16', 'pick_precision', 'onednn_products', 'onednn_is_exact', 'glibc', 'kept_memory',
            'random_states', 'restore_random', 'deterministic_cpu', 'random_as_before', 'TorchSettings', 'uncompile',
            'compile_model', 'device_bytes', 'used_bytes', 'training_bytes', 'memory_line', 'check_memory',
-           'within_memory', 'check_ranks', 'check_environment', 'check_launch', 'new_accelerator', 'make_accelerator',
-           'check_alike', 'talk_group', 'stop_signal', 'together', 'DeviceTrainer', 'divided']
+           'within_memory', 'check_ranks', 'check_environment', 'check_launch', 'output_as_errors', 'new_accelerator',
+           'make_accelerator', 'check_alike', 'talk_group', 'stop_signal', 'together', 'DeviceTrainer', 'divided']
 
 # %% ../../nbs/engine/device.ipynb #da498d45
 import os
@@ -360,6 +360,24 @@ def check_launch():
                         "on a CPU too, or use torchrun")
     check_environment()
 
+# %% ../../nbs/engine/device.ipynb #d0c70002
+@contextmanager
+def output_as_errors():
+    "Sends to standard error what libraries write to standard output in the meantime"
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        output = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:                                     # one of the two streams is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+
 # %% ../../nbs/engine/device.ipynb #2a785e58
 def new_accelerator(
     **chosen, # arguments of accelerate's Accelerator
@@ -370,7 +388,8 @@ def new_accelerator(
     # a notebook may start several runs; accelerate keeps the settings of its first one, and has no
     # public way to drop them
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(**chosen)
+    with output_as_errors():
+        return Accelerator(**chosen)
 
 # %% ../../nbs/engine/device.ipynb #a59c028b
 def make_accelerator(

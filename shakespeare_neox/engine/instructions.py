@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from .base import NeoxError
-from .corpora import ANSWERED, ASKED, FIELDS, GIVEN, OTHER_WORDS, TURNS
+from .corpora import load_corpus
+from .records import ANSWERED, ASKED, FIELDS, GIVEN, OTHER_WORDS, TURNS
 
 # %% ../../nbs/engine/instructions.ipynb #fbec0fed
-from .corpora import READERS, as_text, check_file, json_object, kind_of
+from .records import READERS, as_text, json_object, kind_of
 
 # %% ../../nbs/engine/instructions.ipynb #f7ebb497
-from .corpora import load_corpus, parquet_batches, record_lines, turn_content
+from .records import parquet_batches, record_lines, turn_content
+from .text import check_file
 
 # %% ../../nbs/engine/instructions.ipynb #d6e37f86
 SPEAKERS = dict(system="system", user="user", human="user", assistant="assistant", gpt="assistant")

@@ -25,8 +25,8 @@ from fastcore.basics import patch
 
 from .base import NeoxError, command, nearest, reason, say
 from .checkpoints import open_checkpoint
-from .corpora import likely_encoding
 from .decode import Decoder, generate_ids, known_ids
+from .encodings import likely_encoding
 from ..generate import TextStream
 from ..model import GPT
 from ..tokenizer import Tokenizer

@@ -2,6 +2,7 @@
 from .engine.archive import *
 from .engine.attention import *
 from .engine.base import *
+from .engine.chat import *
 from .engine.checkpoints import *
 from .engine.copying import *
 from .engine.corpora import *
@@ -18,6 +19,7 @@ from .engine.show import *
 from .engine.state import *
 from .engine.tokens import *
 from .engine.tune import *
+from .engine.tuning import *
 from .engine.vocab import *
 from .data import *
 from .finetune import *

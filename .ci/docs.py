@@ -72,6 +72,7 @@ QUARTO = re.compile(
 )
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 BADGE = re.compile(r"<a href=\S+><img src=\S+badge.svg\S*[^>]*></a>")
+SHOWN = re.compile(r"^show_doc\((\([\w., ]+\)\.\w+|[\w.]+)", re.M)
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M2 14 13 2l1 1L5 14z" '
     'fill="#459db9"/></svg>'
@@ -124,6 +125,9 @@ def prose(name: str, text: str, anchors: dict, symbols: dict) -> str:
     "Markdown of a notebook with the site's links; refuses what only Quarto knows"
     if bad := QUARTO.search(CODE.sub("", text)):
         raise SiteError(f"Quarto syntax {bad[0]!r}; write plain Markdown")
+    text = re.sub(  # nbdev links a name inside of a link too: the outer one stays
+        r"\[\[(`[^`\]]+`)\]\(" + re.escape(HOME) + r"/[^)]+\)\]\(", r"[\1](", text
+    )
     text = re.sub(
         r"\[`([^`\]]+)`\]\(" + re.escape(HOME) + r"/([^)]+)\)",
         lambda m: f"{{py:obj}}`{m[1]} <{symbols[m[2]]}>`",
@@ -271,6 +275,14 @@ def wide(outputs: list) -> str:
     return "wide" if any(int.from_bytes(p[16:20]) > 700 for p in pictures) else ""
 
 
+def shown_names(words: str) -> list:
+    "What nbdev shows: `Old.write`, or `(Old, New).write` of a method on several classes"
+    classes, _, method = words.rpartition(").")
+    if not classes:
+        return [words]
+    return [f"{one.strip()}.{method}" for one in classes.strip("(").split(",") if one.strip()]
+
+
 def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
     "One notebook as MyST-NB reads it; the first use of a term links to the glossary"
     linker = Linker(name, terms)
@@ -305,8 +317,9 @@ def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
                         )
                     )
                 continue
-            if shown := re.search(r"^show_doc\(([\w.]+)", source, re.M):
-                cells.append(nbformat.v4.new_markdown_cell(api(module, shown[1])))
+            if shown := SHOWN.search(source):
+                blocks = [api(module, one) for one in shown_names(shown[1])]
+                cells.append(nbformat.v4.new_markdown_cell("\n\n".join(blocks)))
                 continue
             options = re.findall(r"^#\| *(.+?) *$", source, re.M)
             unknown = [

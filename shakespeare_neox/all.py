@@ -1,4 +1,5 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
+from .engine.answers import *
 from .engine.archive import *
 from .engine.attention import *
 from .engine.base import *
@@ -8,8 +9,11 @@ from .engine.copying import *
 from .engine.corpora import *
 from .engine.decode import *
 from .engine.device import *
+from .engine.evaluation import *
 from .engine.instructions import *
+from .engine.metrics import *
 from .engine.optimizers import *
+from .engine.preferences import *
 from .engine.recipe import *
 from .engine.report import *
 from .engine.run import *

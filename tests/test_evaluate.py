@@ -11,6 +11,7 @@ from conftest import refuses
 
 from shakespeare_neox import evaluate
 from shakespeare_neox.data import eval_batches
+from shakespeare_neox.engine import answers, metrics, preferences
 from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.engine.checkpoints import open_checkpoint
 from shakespeare_neox.engine.tokens import load_tokenizer
@@ -59,18 +60,18 @@ def test_rouge_is_that_of_the_library(seed):
 def test_bleu_is_that_of_the_library(seed):
     sacrebleu = pytest.importorskip("sacrebleu")
     for n, lengths in ((30, (4, 20)), (1, (1, 6)), (3, (1, 3)), (8, (1, 30))):
-        references, answers = sentences(seed, n, lengths), sentences(seed + 100, n, lengths)
-        counts = [evaluate.bleu_counts(*pair) for pair in zip(references, answers)]
+        references, given = sentences(seed, n, lengths), sentences(seed + 100, n, lengths)
+        counts = [evaluate.bleu_counts(*pair) for pair in zip(references, given)]
         sums = {name: sum(one[name] for one in counts) for name in counts[0]}
-        theirs = sacrebleu.corpus_bleu(answers, [references]).score
-        assert float(evaluate.bleu(sums)) == pytest.approx(theirs, abs=1e-9), (references, answers)
+        theirs = sacrebleu.corpus_bleu(given, [references]).score
+        assert float(evaluate.bleu(sums)) == pytest.approx(theirs, abs=1e-9), (references, given)
 
 
 def test_words_of_bleu_are_those_of_the_library():
     tokenizers = pytest.importorskip("sacrebleu.tokenizers.tokenizer_13a")
     theirs = tokenizers.Tokenizer13a()
     for text in [*sentences(7, 200), "a &amp; b &lt;c&gt;", "x<skipped>y", "1,000.5-7 a,b .5 5."]:
-        assert evaluate.bleu_words(text) == theirs(text).split()
+        assert answers.bleu_words(text) == theirs(text).split()
 
 
 def test_bleu_of_nothing():
@@ -103,18 +104,18 @@ def test_common_length():
 
 
 def test_distinct_and_repetition():
-    assert evaluate.distinct(["a b c", "a b d"], 1) == 4 / 6
-    assert evaluate.distinct(["a b c", "a b d"], 2) == 3 / 4
-    assert evaluate.distinct(["a"], 2) == evaluate.distinct([], 1) == 0
-    assert evaluate.repetition("a b a b a b", 2) == pytest.approx(1 - 2 / 5)
-    assert evaluate.repetition("a b c d e f") == evaluate.repetition("a") == 0
+    assert answers.distinct(["a b c", "a b d"], 1) == 4 / 6
+    assert answers.distinct(["a b c", "a b d"], 2) == 3 / 4
+    assert answers.distinct(["a"], 2) == answers.distinct([], 1) == 0
+    assert answers.repetition("a b a b a b", 2) == pytest.approx(1 - 2 / 5)
+    assert answers.repetition("a b c d e f") == answers.repetition("a") == 0
 
 
 def test_copied():
     source = "one two three four five six seven eight nine ten"
-    assert evaluate.copied("Two three four, five six seven eight NINE", source) == 1
-    assert evaluate.copied("two three", source) == 0
-    assert evaluate.copied("nine eight seven six five four three two one", source) == 0
+    assert answers.copied("Two three four, five six seven eight NINE", source) == 1
+    assert answers.copied("two three", source) == 0
+    assert answers.copied("nine eight seven six five four three two one", source) == 0
 
 
 # the loss of a text
@@ -125,7 +126,7 @@ def test_score_tokens(bundled, verse, stride):
     "Every token but the first counts once, and the sum is that of `score`"
     model, tokenizer = bundled
     ids = tokenizer.encode(verse[:600])
-    nats, hits = evaluate.score_tokens(model, ids, stride, batch_size=2)
+    nats, hits = metrics.score_tokens(model, ids, stride, batch_size=2)
     with torch.no_grad():
         whole = score(model, eval_batches(np.array(ids), 3, model.config.seq_length, stride))
     assert len(nats) == len(hits) == whole.n_tokens == len(ids) - 1
@@ -137,7 +138,7 @@ def test_hits_are_first_guesses(bundled, verse):
     ids = tokenizer.encode(verse[:100])
     with torch.no_grad():
         guesses = model(torch.tensor([ids]))[0, :-1].argmax(-1)
-    _, hits = evaluate.score_tokens(model, ids)
+    _, hits = metrics.score_tokens(model, ids)
     assert hits.tolist() == (guesses == torch.tensor(ids[1:])).tolist()
 
 
@@ -146,20 +147,20 @@ def test_hits_are_first_guesses(bundled, verse):
     "text", ["one\ntwo\n\nthree", "x" * 99, "a" * 7000 + "\nb", "\n" * 50, "é\n" * 600]
 )
 def test_passages(text, size):
-    cut = evaluate.passages(text, size)
+    cut = metrics.passages(text, size)
     assert "".join(cut) == text and all(cut)
     assert max(map(len, cut)) <= 4 * size + 1
 
 
 def test_sums_of_a_text(bundled, verse):
     model, tokenizer = bundled
-    small = evaluate.score_text(model, tokenizer, verse, size=100)
-    large = evaluate.score_text(model, tokenizer, verse, size=10**6)
+    small = metrics.score_text(model, tokenizer, verse, size=100)
+    large = metrics.score_text(model, tokenizer, verse, size=10**6)
     assert len(small["nats"]) > 5 and len(large["nats"]) == 1
     for name in small:
         assert small[name].sum() == pytest.approx(large[name].sum(), rel=1e-9), name
     assert large["bytes"] == len(verse[1:].encode())
-    assert math.log(evaluate.in_all(small, evaluate.perplexity)) == pytest.approx(
+    assert math.log(metrics.in_all(small, evaluate.perplexity)) == pytest.approx(
         large["nats"].sum() / large["tokens"].sum()
     )
 
@@ -191,18 +192,18 @@ def test_bytes_belong_to_their_tokens(kind):
     text = "To be, or not to be\nthat is the question\n" * 9
     if kind == "bpe":
         text = text.replace("that", "thät")
-    rows = evaluate.score_text(Even(tokenizer.vocab_size), tokenizer, text, size=40)
+    rows = metrics.score_text(Even(tokenizer.vocab_size), tokenizer, text, size=40)
     ids = tokenizer.encode(text)
     assert rows["tokens"].sum() == len(ids) - 1
     assert rows["nats"] == pytest.approx(rows["tokens"] * math.log(tokenizer.vocab_size))
     first = tokenizer.backend.encode(text).offsets[1][0]
     assert rows["bytes"].sum() == len(text[first:].encode())
-    assert evaluate.in_all(rows, evaluate.perplexity) == pytest.approx(tokenizer.vocab_size)
+    assert metrics.in_all(rows, evaluate.perplexity) == pytest.approx(tokenizer.vocab_size)
 
 
 def test_a_text_of_one_token(bundled):
     with pytest.raises(NeoxError, match="no target"):
-        evaluate.score_text(*bundled, "a")
+        metrics.score_text(*bundled, "a")
 
 
 # intervals and comparisons
@@ -213,7 +214,7 @@ def test_the_interval_covers():
     draws, inside = np.random.default_rng(0), 0
     for _ in range(100):
         rows = dict(value=draws.normal(3, 1, 60), answers=np.ones(60))
-        low, high = evaluate.interval(evaluate.bootstrap(rows, evaluate.mean_of("value"), 400))
+        low, high = metrics.interval(metrics.bootstrap(rows, metrics.mean_of("value"), 400))
         inside += low < 3 < high
     assert 88 <= inside <= 99
 
@@ -223,15 +224,15 @@ def test_a_paired_difference():
     hard = draws.normal(0, 5, 80)
     first = dict(value=hard, answers=np.ones(80))
     second = dict(value=hard + draws.normal(0.3, 0.5, 80), answers=np.ones(80))
-    found = evaluate.difference(first, second, evaluate.mean_of("value"))
-    apart = evaluate.difference(
-        first, dict(second, value=draws.permutation(second["value"])), evaluate.mean_of("value")
+    found = metrics.difference(first, second, metrics.mean_of("value"))
+    apart = metrics.difference(
+        first, dict(second, value=draws.permutation(second["value"])), metrics.mean_of("value")
     )
     assert found["low"] > 0 and found["p"] < 0.01
     assert apart["high"] - apart["low"] > 5 * (found["high"] - found["low"])
     with pytest.raises(NeoxError, match="same passages"):
         short = {name: column[:5] for name, column in second.items()}
-        evaluate.difference(first, short, evaluate.mean_of("value"))
+        metrics.difference(first, short, metrics.mean_of("value"))
 
 
 def test_equal_models_seldom_differ():
@@ -240,7 +241,7 @@ def test_equal_models_seldom_differ():
     low = 0
     for _ in range(100):
         pair = [dict(value=draws.normal(0, 1, 50), answers=np.ones(50)) for _ in range(2)]
-        low += evaluate.difference(*pair, evaluate.mean_of("value"), 400)["p"] < 0.05
+        low += metrics.difference(*pair, metrics.mean_of("value"), 400)["p"] < 0.05
     assert low <= 12
 
 
@@ -248,14 +249,14 @@ def test_equal_models_seldom_differ():
 
 
 def test_sign_test():
-    assert evaluate.sign_test(0, 0) == evaluate.sign_test(4, 4) == 1
-    assert evaluate.sign_test(10, 0) == 2 / 1024 == evaluate.sign_test(0, 10)
-    assert evaluate.sign_test(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert preferences.sign_test(0, 0) == preferences.sign_test(4, 4) == 1
+    assert preferences.sign_test(10, 0) == 2 / 1024 == preferences.sign_test(0, 10)
+    assert preferences.sign_test(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
 
 
 def pairs(path, n=10):
     prompts, first, second = ([f"{kind} {i}" for i in range(n)] for kind in "PQR")
-    return evaluate.BlindPairs(prompts, first, second, path)
+    return preferences.BlindPairs(prompts, first, second, path)
 
 
 def test_votes_go_to_the_text_that_was_chosen(tmp_path):
@@ -312,23 +313,23 @@ def test_bad_records(tmp_path, record, problem):
     good = json.dumps(dict(reference="x", answer="y"))
     file.write_text(f"{good}\n{json.dumps(record)}\n")
     with pytest.raises(NeoxError, match="line 2") as error:
-        evaluate.read_answers(file)
+        answers.read_answers(file)
     assert problem in str(error.value) and "\n" not in str(error.value)
 
 
 def test_bad_files(tmp_path):
     file = tmp_path / "answers.jsonl"
     with pytest.raises(NeoxError, match="no such file"):
-        evaluate.read_answers(file)
+        answers.read_answers(file)
     file.write_text("\n")
     with pytest.raises(NeoxError, match="empty"):
-        evaluate.read_answers(file)
+        answers.read_answers(file)
     file.write_text('{"reference": "x"\n')
     with pytest.raises(NeoxError, match="not a JSON object on line 1"):
-        evaluate.read_answers(file)
+        answers.read_answers(file)
     file.write_bytes('{"reference": "naïve", "answer": "x"}\n'.encode("latin-1"))
     with pytest.raises(NeoxError, match="UTF-8"):
-        evaluate.read_answers(file)
+        answers.read_answers(file)
 
 
 def test_missing_extra(monkeypatch):
@@ -337,21 +338,22 @@ def test_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(NeoxError, match=r"pip install 'shakespeare_neox\[eval\]'"):
-        evaluate.library_scores(["a"], ["a"])
+        answers.library_scores(["a"], ["a"])
 
 
 def test_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     rows = dict(rouge1=np.array([0.5, 1.0]), answers=np.ones(2))
-    assert evaluate.send(evaluate.ModelScores("one", [rows]), tmp_path)
-    monkeypatch.setattr(evaluate, "init_wandb", lambda *given: (None, "no room; "))
-    assert not evaluate.send(evaluate.ModelScores("one", [rows]), tmp_path)
+    scores = metrics.ModelScores("one", [(rows, dict(rouge1=metrics.mean_of("rouge1")))])
+    assert metrics.send(scores, tmp_path)
+    monkeypatch.setattr(metrics, "init_wandb", lambda *given: (None, "no room; "))
+    assert not metrics.send(scores, tmp_path)
 
 
 def test_doubts():
-    once = dict(prompt="p", reference="a b c")
-    assert evaluate.doubts([once], "x y z") == evaluate.doubts([once]) == []
-    twice, known = evaluate.doubts([once, once], "x a b c y")
+    once = dict(prompt="p", reference="a b c d e")
+    assert answers.doubts([once], "x y z") == answers.doubts([once]) == []
+    twice, known = answers.doubts([once, once], "x a b, c d e! y")
     assert twice.startswith("1 of 2 records") and known.startswith("2 of 2 references")
 
 
@@ -363,10 +365,15 @@ def test_command(here, verse, capsys):
     evaluate.neox_evaluate_main([*words, "--max_new_tokens", "8", "--training_text", "held.txt"])
     assert "| bits_per_byte |" in capsys.readouterr().out
     found = json.loads((here / "out/evaluation.json").read_text())
-    assert set(found["numbers"]) == set(evaluate.METRICS)
+    assert set(found["numbers"]) == {
+        *evaluate.TEXT_METRICS,
+        *evaluate.ANSWER_METRICS,
+        "repetition4",
+        "copied8",
+    }
     evaluate.neox_evaluate_main([*words[:3], "--compare", "shakespeare", "--out", "out"])
     found = json.loads((here / "out/comparison.json").read_text())
-    assert {numbers["value"] for numbers in found["numbers"].values()} == {0}
+    assert {numbers["value"] for numbers in found["difference"].values()} == {0}
 
 
 @pytest.mark.parametrize(

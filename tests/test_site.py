@@ -195,6 +195,12 @@ def test_flags_stay_whole(docs):
     )
 
 
+def test_what_is_shown_of_a_method(docs):
+    shown = docs.SHOWN.search("#| echo: false\nshow_doc((Old, New).write, title_level=3)")[1]
+    assert docs.shown_names(shown) == ["Old.write", "New.write"]
+    assert docs.shown_names(docs.SHOWN.search("show_doc(Old.write)")[1]) == ["Old.write"]
+
+
 def test_every_page_has_its_place(docs):
     assert docs.sections(["index", "02_model", "map"]) == {
         "Start": ["index"],
@@ -317,6 +323,18 @@ def test_every_page_loads_whole(site, browser):
             )
         ]
     assert len(pages(folder)) >= 18 and wrong == []
+
+
+def test_every_link_has_a_text(site):
+    "No link stands inside of another, where the browser empties the outer one"
+    wrong = []
+    for page in pages(site[0]):
+        text = (site[0] / page).read_text(encoding="utf-8")
+        for link in re.findall(r'<a class="reference internal"[^>]*>.*?</a>', text, re.DOTALL):
+            shown = re.sub(r"<(?!img|svg|i )[^>]+>", "", link).strip()
+            if not shown or link.count("<a ") > 1:
+                wrong.append((page, link))
+    assert wrong == []
 
 
 def test_every_link_and_anchor_leads_somewhere(site, browser):

@@ -20,7 +20,7 @@ from .engine.base import NeoxError, command, is_main
 from .engine.instructions import Encoded, Example, chat_ids
 from .engine.recipe import parse_override
 from .engine.state import RunData
-from .engine.tuning import RowData, check_given, pack_rows, tune
+from .engine.tuning import RowData, check_given, pack_rows, tune_model
 
 # %% ../nbs/06_finetune.ipynb #7380f142
 @dataclass
@@ -151,7 +151,7 @@ def chat_data(
     return RunData(files, tokenizer, name=name)
 
 # %% ../nbs/06_finetune.ipynb #694d0d80
-finetune = partial(tune, chat_data)
+finetune = partial(tune_model, chat_data)
 
 # %% ../nbs/06_finetune.ipynb #6647a68f
 def neox_finetune(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TUNING', 'RowData', 'pack_rows', 'tuning_recipe', 'open_base', 'watched_text', 'WatchedText', 'Forgetting',
-           'tuning_examples', 'chat_run', 'check_given', 'tune']
+           'tuning_examples', 'chat_run', 'check_given', 'tune_model']
 
 # %% ../../nbs/engine/tuning.ipynb #363c9533
 import copy
@@ -280,7 +280,7 @@ def check_given(
                         "--finetuned_model_dir runs/tuned")
 
 # %% ../../nbs/engine/tuning.ipynb #c9f4cbe6
-def tune(
+def tune_model(
     make_data, # (tokenizer, train, valid, seq_length, name) -> RunData
     path: str, # a model folder, a run, or a hub name
     dataset: str, # a file, a folder, or a corpus such as dolly

@@ -249,15 +249,20 @@ def nested(depth):
         '{"prompt": "Why?", "completion": "So.", "prompt": "How?"}',
         '{"prompt": "Why?", "completion": NaN}',
         '"Why?"',
-        "\x00",
     ],
-    ids=["nested", "very deep", "twice the same field", "nan", "a text", "a null byte"],
+    ids=["nested", "very deep", "twice the same field", "nan", "a text"],
 )
 def test_strange_lines_are_left_out(line):
     Path("a.jsonl").write_text(json.dumps(dict(prompt="Why?", completion="So.")) + "\n" + line)
     found = read_instructions("a.jsonl")
     assert len(found.examples) == 1 and len(found.problems) == 1
     assert "line 2" in found.problems[0] and len(found.problems[0]) < 400
+
+
+def test_a_binary_file_is_refused():
+    Path("a.jsonl").write_bytes(b'{"prompt": "Why?", "completion": "So."}\n\x00')
+    with pytest.raises(NeoxError, match="a.jsonl: binary"):
+        read_instructions("a.jsonl")
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])

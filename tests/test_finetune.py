@@ -79,9 +79,9 @@ def tokenizer():
     return with_template(train_tokenizer(text, "bpe", 300))
 
 
-def some_model(tokenizer, **settings):
+def some_model(tokenizer, seed=1, **settings):
     "Large random weights: a wrong row would be seen"
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     sizes = dict(
         num_layers=2, hidden_size=32, num_attention_heads=2, seq_length=64, pos_emb="rotary"
     )
@@ -679,7 +679,7 @@ def test_chat_loop(tokenizer, capsys):
 
 
 def test_chat_commands(tokenizer, capsys, monkeypatch):
-    some_model(tokenizer).save_pretrained("tuned", tokenizer)
+    some_model(tokenizer, seed=2).save_pretrained("tuned", tokenizer)  # 1 answers with an end
     monkeypatch.setattr("sys.stdin", io.StringIO("Say fox.\n"))
     one = succeeds(neox_chat_main, ["tuned", "--temperature", 0], capsys).out
     monkeypatch.setattr("sys.stdin", io.StringIO("Say fox.\n"))

@@ -41,7 +41,8 @@ SIDEBAR = {
     "Lessons": "0[0-8]_*",
     "Tutorials": "tutorials/gpt_from_scratch tutorials/nanogpt_on_a_book tutorials/*",
     "To tell others": "article talk",
-    "The engine": "engine/*",
+    "The engine": "engine/base engine/encodings engine/text engine/records engine/documents "
+    "engine/downloads engine/folders engine/corpora engine/*",
     "Reference": "map reference/*",
     "Benchmarks": "09_*",
 }  # a page stands under the first caption that it fits
@@ -72,6 +73,7 @@ QUARTO = re.compile(
 )
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 BADGE = re.compile(r"<a href=\S+><img src=\S+badge.svg\S*[^>]*></a>")
+SHOWN = re.compile(r"^show_doc\((\([\w., ]+\)\.\w+|[\w.]+)", re.M)
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M2 14 13 2l1 1L5 14z" '
     'fill="#459db9"/></svg>'
@@ -274,6 +276,14 @@ def wide(outputs: list) -> str:
     return "wide" if any(int.from_bytes(p[16:20]) > 700 for p in pictures) else ""
 
 
+def shown_names(words: str) -> list:
+    "What nbdev shows: `Old.write`, or `(Old, New).write` of a method on several classes"
+    classes, _, method = words.rpartition(").")
+    if not classes:
+        return [words]
+    return [f"{one.strip()}.{method}" for one in classes.strip("(").split(",") if one.strip()]
+
+
 def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
     "One notebook as MyST-NB reads it; the first use of a term links to the glossary"
     linker = Linker(name, terms)
@@ -308,8 +318,9 @@ def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
                         )
                     )
                 continue
-            if shown := re.search(r"^show_doc\(([\w.]+)", source, re.M):
-                cells.append(nbformat.v4.new_markdown_cell(api(module, shown[1])))
+            if shown := SHOWN.search(source):
+                blocks = [api(module, one) for one in shown_names(shown[1])]
+                cells.append(nbformat.v4.new_markdown_cell("\n\n".join(blocks)))
                 continue
             options = re.findall(r"^#\| *(.+?) *$", source, re.M)
             unknown = [

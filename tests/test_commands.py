@@ -29,6 +29,9 @@ COMMANDS = dict(
     neox_generate="engine.serve",
     neox_archive="engine.archive",
     neox_verify="engine.archive",
+    neox_finetune="finetune",
+    neox_chat="engine.chat",
+    neox_evaluate="evaluate",
 )
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"

@@ -195,6 +195,12 @@ def test_flags_stay_whole(docs):
     )
 
 
+def test_what_is_shown_of_a_method(docs):
+    shown = docs.SHOWN.search("#| echo: false\nshow_doc((Old, New).write, title_level=3)")[1]
+    assert docs.shown_names(shown) == ["Old.write", "New.write"]
+    assert docs.shown_names(docs.SHOWN.search("show_doc(Old.write)")[1]) == ["Old.write"]
+
+
 def test_every_page_has_its_place(docs):
     assert docs.sections(["index", "02_model", "map"]) == {
         "Start": ["index"],

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX', 'GPT2', 'LLAMA', 'FAMILIES', 'OLD_BUFFERS',
-           'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'SUMS', 'DAMAGED', 'shipped', 'HFConfig', 'HFRotary', 'NeoXConfig',
+           'WEIGHT_TYPES', 'WRAPPED', 'HUB_NAME', 'DAMAGED', 'SUMS', 'shipped', 'HFConfig', 'HFRotary', 'NeoXConfig',
            'GPT2Config', 'LlamaConfig', 'Stored', 'Transposed', 'PerHead', 'Separate', 'Family', 'choice_of', 'misfits',
-           'family_for', 'special_ids', 'rotary_to_hf', 'to_hf', 'rotary_from_hf', 'check_only', 'settings_from_hf',
-           'family_of', 'from_hf', 'Place', 'WithoutInit', 'on_meta', 'places', 'check_dtype', 'stored_as', 'packed',
-           'write_json', 'as_ids', 'ends', 'write_model', 'save_model', 'WeightIndex', 'missing_weights',
-           'weight_files', 'open_weights', 'StoredWeight', 'full_name', 'stored_weights', 'check_layers',
-           'matrix_names', 'check_weights', 'check_weight', 'rotary_bytes', 'check_room', 'check_converted',
-           'WeightReader', 'read_weights', 'check_tied', 'GenerationConfig', 'read_special_ids', 'read_generation',
-           'read_model', 'not_allowed', 'is_there', 'read_shown', 'hub_name', 'find_folder', 'open_model',
-           'ManifestEntry', 'manifest', 'sha256', 'write_zip', 'pack', 'check_packed', 'check_sizes', 'unpack',
-           'first_changed', 'is_whole', 'fetch_model', 'find_model', 'loss_in', 'best_score', 'saved_at', 'folders_in',
-           'best_point', 'trained_runs', 'described', 'find_run', 'find_checkpoint', 'open_checkpoint']
+           'family_for', 'special_ids', 'rotary_to_hf', 'to_hf', 'rotary_settings', 'rotary_from_hf', 'check_only',
+           'settings_from_hf', 'family_of', 'from_hf', 'Place', 'WithoutInit', 'on_meta', 'places', 'check_dtype',
+           'stored_as', 'packed', 'write_json', 'as_ids', 'ends', 'special_ids_of', 'generation_of', 'write_model',
+           'save_model', 'WeightIndex', 'missing_weights', 'indexed_files', 'weight_files', 'open_weights',
+           'StoredWeight', 'full_name', 'check_indexed', 'stored_weights', 'check_layers', 'matrix_names',
+           'check_weight', 'check_complete', 'check_weights', 'rotary_bytes', 'check_room', 'check_converted',
+           'WeightReader', 'check_tied', 'check_left_out', 'read_weights', 'GenerationConfig', 'check_ends',
+           'read_special_ids', 'read_generation', 'folder_settings', 'read_model', 'not_allowed', 'is_there',
+           'read_shown', 'hub_name', 'find_folder', 'open_model', 'ManifestEntry', 'manifest', 'sha256', 'write_zip',
+           'pack', 'check_packed', 'check_sizes', 'unpack', 'first_changed', 'is_whole', 'fetch_archive', 'fetch_model',
+           'find_model', 'loss_in', 'best_score', 'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described',
+           'find_run', 'find_checkpoint', 'open_checkpoint']
 
 # %% ../../nbs/engine/checkpoints.ipynb #b4f3f1ea
 import errno
@@ -37,6 +39,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
+from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 
 # %% ../../nbs/engine/checkpoints.ipynb #8d958e77
@@ -45,7 +48,7 @@ from .base import NeoxError, assets, cache_folder, hub_error, is_ours
 from .base import locked, nearest, new_file, new_folder, read_folder
 from .base import read_json, reason, say, set_aside, shown, validate
 from .base import write_whole
-from .corpora import download
+from .downloads import download
 from .settings import LARGEST, MOST_LAYERS
 from .tokens import load_tokenizer
 from .decode import known_ids
@@ -152,11 +155,17 @@ class Stored:
     ):
         self.names = names
 
-    def join(self, parts, config):
+    def join(self,
+        parts: list, # theirs, as many as there are names
+        config: ModelConfig, # ours
+    ) -> torch.Tensor:
         "Our parameter from theirs"
         return parts[0]
 
-    def split(self, ours, config):
+    def split(self,
+        ours: torch.Tensor, # our parameter
+        config: ModelConfig, # ours
+    ) -> list: # of tensors
         "Their parameters from ours"
         return [ours]
 
@@ -372,6 +381,20 @@ def to_hf(
                 torch_dtype="float32", **own)
 
 # %% ../../nbs/engine/checkpoints.ipynb #f34f6210
+def rotary_settings(
+    read, # a config.json, as `family.shape`
+    hf: dict, # the same, as it was read
+    where: str, # its path, for errors
+) -> HFRotary:
+    "What a config.json says of rotary positions in one place; scaled ones are an error"
+    named = read.rope_scaling if hf.get("rope_scaling") else read.rope_parameters
+    rope = named or HFRotary()                           # the first counts in transformers too
+    kind = rope.rope_type or rope.type or "default"
+    if kind != "default":
+        raise NeoxError(f"{where}: asks for rotary scaling {kind!r}, which is not available")
+    return rope
+
+# %% ../../nbs/engine/checkpoints.ipynb #ec735954
 def rotary_from_hf(
     family: Family, # of the folder
     read, # its config.json, as `family.shape`
@@ -381,11 +404,7 @@ def rotary_from_hf(
     "Rotary settings in any of their spellings"
     if family.always["pos_emb"] != "rotary":
         return {}
-    named = read.rope_scaling if hf.get("rope_scaling") else read.rope_parameters
-    rope = named or HFRotary()                           # the first counts in transformers too
-    kind = rope.rope_type or rope.type or "default"
-    if kind != "default":
-        raise NeoxError(f"{where}: asks for rotary scaling {kind!r}, which is not available")
+    rope = rotary_settings(read, hf, where)
     base = read.rotary_emb_base if family is NEOX else read.rope_theta
     base = base if rope.rope_theta is None else rope.rope_theta
     if base != int(base):
@@ -488,6 +507,7 @@ class WithoutInit(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
+# %% ../../nbs/engine/checkpoints.ipynb #4911acfb
 def on_meta(
     config: ModelConfig, # of any size
 ) -> GPT: # shapes without numbers
@@ -587,6 +607,29 @@ def ends(
     return ids or None
 
 # %% ../../nbs/engine/checkpoints.ipynb #254678e4
+def special_ids_of(
+    model: GPT, # with what its folder named
+    tokenizer=None, # of the model
+) -> dict: # as of `special_ids`; an end of text may be a list of ids
+    "The special ids that are written with a model"
+    special = special_ids(tokenizer)
+    if tokenizer is None and model.special_ids:
+        special = model.special_ids
+    return special | dict(eos_token_id=ends(model, tokenizer))
+
+# %% ../../nbs/engine/checkpoints.ipynb #068ad6bf
+def generation_of(
+    model: GPT, # with what its folder named
+    special: dict, # as of `special_ids_of`
+    known: int, # ids that stand for something; those beyond them are padding
+) -> dict: # what generation_config.json holds
+    "How `generate` of transformers has to draw"
+    padded = [*model.generation.get("suppress_tokens", []),
+              *range(known, model.config.padded_vocab_size)]
+    suppressed = dict(suppress_tokens=padded) if padded else {}
+    return model.generation | special | suppressed
+
+# %% ../../nbs/engine/checkpoints.ipynb #edf9d5b1
 def write_model(
     model: GPT, # of any of the three families
     folder: Path, # an existing folder
@@ -597,16 +640,10 @@ def write_model(
     from safetensors.torch import save_file
     check_dtype(dtype)
     folder, known = Path(folder), known_ids(model.config, tokenizer)
-    special = special_ids(tokenizer)
-    if tokenizer is None and model.special_ids:
-        special = model.special_ids
-    special = special | dict(eos_token_id=ends(model, tokenizer))
+    special = special_ids_of(model, tokenizer)
     sizes = dict(torch_dtype=str(dtype).removeprefix("torch."), unpadded_vocab_size=known)
     write_json(folder/"config.json", to_hf(model.config, special) | sizes)
-    padded = [*model.generation.get("suppress_tokens", []),
-              *range(known, model.config.padded_vocab_size)]
-    suppressed = dict(suppress_tokens=padded) if padded else {}
-    write_json(folder/"generation_config.json", model.generation | special | suppressed)
+    write_json(folder/"generation_config.json", generation_of(model, special, known))
     save_file(packed(model, dtype), folder/"model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(folder)
@@ -643,6 +680,19 @@ def missing_weights(
                      "another kind")
 
 # %% ../../nbs/engine/checkpoints.ipynb #c47ca985
+def indexed_files(
+    index: Path, # a model.safetensors.index.json
+) -> dict: # file -> names that the index says it holds
+    "The files that an index names, all beside it"
+    files = {}
+    for name, file in read_json(index, WeightIndex, "copy the checkpoint again").weight_map.items():
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise NeoxError(f"{index}: names {file!r}, not a .safetensors file of its own folder; "
+                            "copy the checkpoint again")
+        files.setdefault(index.parent/file, set()).add(name)
+    return files
+
+# %% ../../nbs/engine/checkpoints.ipynb #2a14e19a
 def weight_files(
     folder: Path, # a model folder
 ) -> dict: # file -> names that an index says it holds, None where there is no index
@@ -653,12 +703,7 @@ def weight_files(
         if not single.exists():
             raise missing_weights(folder)
         return {single: None}
-    files = {}
-    for name, file in read_json(index, WeightIndex, "copy the checkpoint again").weight_map.items():
-        if not re.fullmatch(r"[\w.-]+\.safetensors", file):
-            raise NeoxError(f"{index}: names {file!r}, not a .safetensors file of its own folder; "
-                            "copy the checkpoint again")
-        files.setdefault(folder/file, set()).add(name)
+    files = indexed_files(index)
     if single.exists() and single not in files:
         raise NeoxError(f"{folder}: holds model.safetensors, and an index of other files; remove "
                         "what is out of date")
@@ -715,6 +760,19 @@ def full_name(
     return f"{prefix}.{name}" if name.split(".")[0] in inside else name
 
 # %% ../../nbs/engine/checkpoints.ipynb #df15a0ce
+def check_indexed(
+    file: Path, # for the error
+    names: set, # that it holds
+    expected: set, # that its index says it holds, None where there is no index
+):
+    "Raises an error for a file with other weights than its index says"
+    if expected is None or names == expected:
+        return
+    name = min(names ^ expected)
+    lacks = "does not hold" if name in expected else "holds, against its index,"
+    raise NeoxError(f"{file}: {lacks} {name}; copy the checkpoint again")
+
+# %% ../../nbs/engine/checkpoints.ipynb #c79e29d0
 def stored_weights(
     family: Family, # of the folder
     folder: Path, # a model folder
@@ -724,10 +782,7 @@ def stored_weights(
     for file, expected in weight_files(folder).items():
         with open_weights(file) as handle:
             names = set(handle.keys())
-            if expected is not None and names != expected:
-                name = min(names ^ expected)
-                lacks = "does not hold" if name in expected else "holds, against its index,"
-                raise NeoxError(f"{file}: {lacks} {name}; copy the checkpoint again")
+            check_indexed(file, names, expected)
             for name in sorted(names):
                 if f".{name}".endswith(OLD_BUFFERS):
                     continue
@@ -768,37 +823,6 @@ def matrix_names(
     "The names of the two matrices that may be one"
     return tuple(f"{family.weights[layer].names[0]}.weight" for layer in ("embed", "head"))
 
-# %% ../../nbs/engine/checkpoints.ipynb #987809e4
-def check_weights(
-    family: Family, # of the folder
-    config: ModelConfig, # what config.json says
-    stored: dict, # what the files say, as of `stored_weights`
-    folder: Path, # both are its own
-) -> dict: # our parameter -> Place
-    "Where each weight lies; an error names the first that does not fit"
-    no = f"{folder}: weights do not fit config.json: "
-    check_layers(family, config, stored, folder)
-    try:
-        found = places(family, config)
-    except NeoxError as e:
-        raise NeoxError(no + str(e)) from None
-    expected = {name: shape for place in found.values()
-                for name, shape in zip(place.names, place.shapes)}
-    embedding, head = matrix_names(family)
-    for name in expected:
-        under_other_name = name == embedding and not config.no_weight_tying and head in stored
-        if name in stored or under_other_name:
-            continue
-        advice = ""
-        if name == head:
-            advice = ("; or the embedding is also the output matrix, and tie_word_embeddings "
-                      "should be true")
-        raise NeoxError(f"{no}{name} is missing{advice}")
-    expected.setdefault(head, expected[embedding])                       # the same matrix again
-    for name, weight in stored.items():
-        check_weight(name, weight, expected.get(name), folder)
-    return found
-
 # %% ../../nbs/engine/checkpoints.ipynb #c2618adc
 def check_weight(
     name: str, # in its family's spelling
@@ -815,6 +839,48 @@ def check_weight(
     if weight.kind not in WEIGHT_TYPES:
         raise NeoxError(f"{folder}: {name} holds numbers of type {weight.kind}; weights are "
                         f"{', '.join(WEIGHT_TYPES)}")
+
+# %% ../../nbs/engine/checkpoints.ipynb #987809e4
+def check_complete(
+    family: Family, # of the folder
+    config: ModelConfig, # what config.json says
+    stored: dict, # what the files say, as of `stored_weights`
+    expected: dict, # name -> shape of all that there should be
+    folder: Path, # for the error
+):
+    "Raises an error for a weight that no file holds; a tied head is enough for both"
+    embedding, head = matrix_names(family)
+    for name in expected:
+        under_other_name = name == embedding and not config.no_weight_tying and head in stored
+        if name in stored or under_other_name:
+            continue
+        advice = ""
+        if name == head:
+            advice = ("; or the embedding is also the output matrix, and tie_word_embeddings "
+                      "should be true")
+        raise NeoxError(f"{folder}: weights do not fit config.json: {name} is missing{advice}")
+
+# %% ../../nbs/engine/checkpoints.ipynb #b301c495
+def check_weights(
+    family: Family, # of the folder
+    config: ModelConfig, # what config.json says
+    stored: dict, # what the files say, as of `stored_weights`
+    folder: Path, # both are its own
+) -> dict: # our parameter -> Place
+    "Where each weight lies; an error names the first that does not fit"
+    check_layers(family, config, stored, folder)
+    try:
+        found = places(family, config)
+    except NeoxError as e:
+        raise NeoxError(f"{folder}: weights do not fit config.json: {e}") from None
+    expected = {name: shape for place in found.values()
+                for name, shape in zip(place.names, place.shapes)}
+    check_complete(family, config, stored, expected, folder)
+    embedding, head = matrix_names(family)
+    expected.setdefault(head, expected[embedding])                       # the same matrix again
+    for name, weight in stored.items():
+        check_weight(name, weight, expected.get(name), folder)
+    return found
 
 # %% ../../nbs/engine/checkpoints.ipynb #a12f7476
 def rotary_bytes(
@@ -873,22 +939,51 @@ class WeightReader:
     def __exit__(self, *error):
         self.opened.close()
 
-    def __call__(self,
-        name: str, # in its family's spelling
-    ) -> torch.Tensor:
-        "A weight; an error names one that is not a number"
-        weight = self.stored[name]
-        tensor = self.handles[weight.file].get_tensor(weight.name)
-        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
-            raise NeoxError(f"{self.folder}: {name} holds values that are not numbers (NaN or "
-                            "infinite), its weights are damaged; take an earlier checkpoint or "
-                            "train it again")
-        converted = tensor.to(self.dtype, copy=True)         # not the file's own bytes
-        if tensor.dtype != self.dtype:
-            check_converted(tensor, converted, f"{self.folder}: {name}")
-        return converted
+# %% ../../nbs/engine/checkpoints.ipynb #381b5f90
+@patch
+def __call__(self: WeightReader,
+    name: str, # in its family's spelling
+) -> torch.Tensor:
+    "A weight; an error names one that is not a number"
+    weight = self.stored[name]
+    tensor = self.handles[weight.file].get_tensor(weight.name)
+    if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+        raise NeoxError(f"{self.folder}: {name} holds values that are not numbers (NaN or "
+                        "infinite), its weights are damaged; take an earlier checkpoint or "
+                        "train it again")
+    converted = tensor.to(self.dtype, copy=True)         # not the file's own bytes
+    if tensor.dtype != self.dtype:
+        check_converted(tensor, converted, f"{self.folder}: {name}")
+    return converted
 
 # %% ../../nbs/engine/checkpoints.ipynb #f2a5fe76
+def check_tied(
+    embedding: torch.Tensor, # that config.json says is also the output matrix
+    second: torch.Tensor, # the output matrix that is there
+    name: str, # of it
+    folder: Path, # for the error
+):
+    "Raises an error for a second matrix where there should be one"
+    if not torch.equal(embedding, second):
+        raise NeoxError(f"{folder}: config.json says that the embedding is also the output matrix "
+                        f"(tie_word_embeddings), but {name} is another one; set it to false, or "
+                        "remove one of the two")
+
+# %% ../../nbs/engine/checkpoints.ipynb #82bc5d5c
+def check_left_out(
+    weight: torch.Tensor, # a bias that our model does not have
+    name: str, # of it
+    family: Family, # of the folder
+    config: ModelConfig, # what config.json says
+    folder: Path, # for the error
+):
+    "Raises an error for a bias that is not zero, but should not be there"
+    if weight.any():
+        key = " or ".join(key for key in family.biased if not getattr(config, key))
+        raise NeoxError(f"{folder}: config.json says that there are no such biases, but "
+                        f"{name} is not zero; set {key} to true")
+
+# %% ../../nbs/engine/checkpoints.ipynb #f9513c1b
 def read_weights(
     family: Family, # of the folder
     model: GPT, # whose weights are wanted
@@ -902,33 +997,17 @@ def read_weights(
     stored = dict(stored)
     if embedding not in stored:
         stored[embedding] = stored.pop(head)
-    left_out = {key: not getattr(config, key) for key in family.biased}
     weights, ours = {}, dict(model.named_parameters())
     with WeightReader(stored, folder, dtype) as read:
         for name, place in found.items():
             weight = place.packing.join([read(theirs) for theirs in place.names], config)
             if name in ours:
                 weights[name] = weight.contiguous()
-            elif weight.any():
-                key = " or ".join(key for key, out in left_out.items() if out)
-                raise NeoxError(f"{folder}: config.json says that there are no such biases, but "
-                                f"{place.names[0]} is not zero; set {key} to true")
+            else:
+                check_left_out(weight, place.names[0], family, config, folder)
         if not config.no_weight_tying and head in stored:
             check_tied(weights["embed.weight"], read(head), head, folder)
     return weights
-
-# %% ../../nbs/engine/checkpoints.ipynb #4bdc7aa1
-def check_tied(
-    embedding: torch.Tensor, # that config.json says is also the output matrix
-    second: torch.Tensor, # the output matrix that is there
-    name: str, # of it
-    folder: Path, # for the error
-):
-    "Raises an error for a second matrix where there should be one"
-    if not torch.equal(embedding, second):
-        raise NeoxError(f"{folder}: config.json says that the embedding is also the output matrix "
-                        f"(tie_word_embeddings), but {name} is another one; set it to false, or "
-                        "remove one of the two")
 
 # %% ../../nbs/engine/checkpoints.ipynb #1d448680
 @dataclass
@@ -937,6 +1016,19 @@ class GenerationConfig:
     bos_token_id: int | list[int] | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+
+# %% ../../nbs/engine/checkpoints.ipynb #2763acf4
+def check_ends(
+    read: GenerationConfig, # of a file
+    n_rows: int, # of the embedding
+    path: Path, # of the file, for the error
+):
+    "Raises an error for an end of text that is no id of the model"
+    for end in as_ids(read.eos_token_id):
+        if not 0 <= end < n_rows:
+            raise NeoxError(f"{path}: eos_token_id: {shown(end)} is no id of this "
+                            f"model, whose embedding has {n_rows:,} rows; correct it, or "
+                            "remove it")
 
 # %% ../../nbs/engine/checkpoints.ipynb #edeaa912
 def read_special_ids(
@@ -953,11 +1045,7 @@ def read_special_ids(
         for key in special:
             if unchosen and getattr(read, key) == default:
                 setattr(read, key, None)
-        for end in as_ids(read.eos_token_id):
-            if not 0 <= end < n_rows:
-                raise NeoxError(f"{folder/name}: eos_token_id: {shown(end)} is no id of this "
-                                f"model, whose embedding has {n_rows:,} rows; correct it, or "
-                                "remove it")
+        check_ends(read, n_rows, folder/name)
         for key, value in special.items():
             from_config = name != names[0] and key == "eos_token_id"       # does not count
             if value is None and not from_config:
@@ -983,6 +1071,18 @@ def read_generation(
     return read
 
 # %% ../../nbs/engine/checkpoints.ipynb #c16e2447
+def folder_settings(
+    folder: Path, # a model folder
+) -> tuple: # our ModelConfig, its Family
+    "What the config.json of a folder says"
+    path = folder/"config.json"
+    if not path.exists():
+        raise NeoxError(f"{folder}: no config.json in it, the checkpoint is half-written or not a "
+                        "model folder")
+    hf = read_json(path, advice="copy or train the checkpoint again")
+    return from_hf(hf, path), family_of(hf, path)
+
+# %% ../../nbs/engine/checkpoints.ipynb #a5c3e655
 def read_model(
     folder: Path, # a model folder
     dtype=torch.float32, # of the parameters, whatever the file's
@@ -990,12 +1090,7 @@ def read_model(
 ) -> GPT: # in evaluation mode
     "The model of a folder, once its files fit together"
     check_dtype(dtype)
-    if not (folder/"config.json").exists():
-        raise NeoxError(f"{folder}: no config.json in it, the checkpoint is half-written or not a "
-                        "model folder")
-    hf = read_json(folder/"config.json", advice="copy or train the checkpoint again")
-    config = from_hf(hf, folder/"config.json")
-    family = family_of(hf, folder/"config.json")
+    config, family = folder_settings(folder)
     special = read_special_ids(folder, config.padded_vocab_size, family.default_end)
     stored, generation = stored_weights(family, folder), read_generation(folder, config.vocab_size)
     found = check_weights(family, config, stored, folder)
@@ -1127,6 +1222,7 @@ def write_zip(
             with open(files[name], "rb") as file, archive.open(entry, "w") as packed_file:
                 shutil.copyfileobj(file, packed_file)
 
+# %% ../../nbs/engine/checkpoints.ipynb #98c408b0
 def pack(
     folder: Path, # a model folder
     path: Path, # the .zip to write
@@ -1141,8 +1237,6 @@ def pack(
     return dict(url=url, bytes=Path(path).stat().st_size, sha256=sha256(path))
 
 # %% ../../nbs/engine/checkpoints.ipynb #3972a96c
-SUMS = "sums.json"                           # in a fetched folder: the SHA-256 of each file
-
 def check_packed(
     path: Path, # a .zip, for the error
     file: zipfile.ZipInfo, # one of its entries
@@ -1160,6 +1254,7 @@ def check_packed(
         raise NeoxError(f"{path}: holds {shown(file.orig_filename)}, {problem}; "
                         "it is not unpacked")
 
+# %% ../../nbs/engine/checkpoints.ipynb #6d7ec653
 def check_sizes(
     path: Path, # a .zip, for the error
     files: list, # its entries
@@ -1174,6 +1269,7 @@ def check_sizes(
     if len(set(names)) < len(names) or folders & set(names):
         raise NeoxError(f"{path}: holds several files of one name; it is not unpacked")
 
+# %% ../../nbs/engine/checkpoints.ipynb #498b74b9
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error, zlib.error)
 
 def unpack(
@@ -1207,6 +1303,9 @@ def first_changed(
             return name
     return None
 
+# %% ../../nbs/engine/checkpoints.ipynb #9bbaadbd
+SUMS = "sums.json"                           # in a fetched folder: the SHA-256 of each file
+
 def is_whole(
     folder: Path, # in the cache
 ) -> bool:
@@ -1218,6 +1317,22 @@ def is_whole(
     return bool(sums) and first_changed(folder, sums) is None
 
 # %% ../../nbs/engine/checkpoints.ipynb #3c7ac394
+def fetch_archive(
+    entry: ManifestEntry, # what to fetch
+    archive: Path, # where to, for the time being
+    folder: Path, # a model folder in the cache, appears when it is complete
+):
+    "Downloads a model's file, unpacks it, and notes the sum of each file in it"
+    download(entry.url, archive, entry.sha256)
+    if is_ours(folder, "fetched model"):
+        shutil.rmtree(folder)
+    with new_folder(folder, "fetched model") as new:
+        unpack(archive, new, entry.bytes)
+        sums = {file.name: sha256(file) for file in sorted(new.iterdir())}
+        write_whole(new/SUMS, json.dumps(sums, indent=1))
+    archive.unlink()
+
+# %% ../../nbs/engine/checkpoints.ipynb #f02ff9fd
 def fetch_model(
     name: str, # of the manifest
 ) -> Path: # a model folder in the cache
@@ -1233,14 +1348,7 @@ def fetch_model(
             return folder
         if folder.exists():
             say(f"{folder}: is damaged, and is fetched again")
-        download(entry.url, archive, entry.sha256)
-        if is_ours(folder, "fetched model"):
-            shutil.rmtree(folder)
-        with new_folder(folder, "fetched model") as new:
-            unpack(archive, new, entry.bytes)
-            sums = {file.name: sha256(file) for file in sorted(new.iterdir())}
-            write_whole(new/SUMS, json.dumps(sums, indent=1))
-        archive.unlink()
+        fetch_archive(entry, archive, folder)
     return folder
 
 # %% ../../nbs/engine/checkpoints.ipynb #7efb8b98

@@ -36,7 +36,7 @@ import torch
 import torch.distributed as dist
 from fastcore.basics import patch
 
-from ..data import Batch, batch_starts, eval_batches, get_batch, windows
+from ..data import Batch, batch_starts, eval_batches, get_batch, window_count
 from .base import NeoxError, assets, command, is_main, reason, say
 from .recipe import Recipe, TrainConfig, load_config
 from .state import Plan, Run, RunData, digest
@@ -313,14 +313,22 @@ def passes_of(
                         f"{micro_batch}, {n_processes} processes); change one of them")
     return int(passes)
 
+# %% ../../nbs/engine/run.ipynb #f1e00001
+@patch
+def n_windows(self: TokenFile,
+    seq_length: int, # T, tokens in a window
+) -> int: # in an epoch
+    "How many windows a text has"
+    return window_count(len(self), seq_length)
+
 # %% ../../nbs/engine/run.ipynb #3e3d7b89
 def steps_in_epoch(
-    tokens: TokenFile, # to train on
+    tokens, # TokenFile to train on, or what else counts its windows
     seq_length: int, # T, tokens in a window
     batch_size: int, # windows in a step
 ) -> float: # steps
     "How many steps a pass over the text takes"
-    return len(windows(len(tokens), seq_length, 0, 0))/batch_size
+    return tokens.n_windows(seq_length)/batch_size
 
 # %% ../../nbs/engine/run.ipynb #e9c00019
 def text_bytes(
@@ -372,7 +380,7 @@ def make_plan(
 ) -> Plan:
     "The numbers of a run that its recipe leaves open"
     training, train = recipe.train, data.files["train"]
-    get_batch(train.ids, training.seed, 0, 1, seq_length)       # too short a text is found here
+    train.n_windows(seq_length)                                 # too short a text is found here
     if len(data.files["valid"]) < 2:
         raise NeoxError("the validation text has 1 token, too short to score; "
                         "give more text or another split")
@@ -431,6 +439,27 @@ def one(self: StepBatches,
     places = starts[:, None] + torch.arange(plan.seq_length + 1, device=self.device)
     rows = self.resident[places].long()
     return Batch(rows[:, :-1], rows[:, 1:])
+
+# %% ../../nbs/engine/run.ipynb #f1e00002
+@patch
+def step_batches(self: TokenFile,
+    training: TrainConfig, # its seed and its curriculum
+    plan: Plan, # sizes
+    accelerator, # accelerate's view of device and processes
+) -> StepBatches: # step -> list of Batch
+    "The batches to train on; the ids lie on the device, where there is room"
+    device, resident = accelerator.device, None
+    if device.type == "cuda":
+        resident = resident_ids(self, device, torch.cuda.mem_get_info()[0])
+    return StepBatches(self.ids, training, plan, device, accelerator.process_index, resident)
+
+@patch
+def scored_batches(self: TokenFile,
+    batch_size: int, # B, windows in a batch
+    seq_length: int, # T, tokens in a window
+): # yields Batch
+    "The batches to score: the whole text"
+    return eval_batches(self.ids, batch_size, seq_length)
 
 # %% ../../nbs/engine/run.ipynb #e9c00021
 from .attention import use_onednn
@@ -548,11 +577,8 @@ def make_trainer(
     settings: TorchSettings, # in force while it trains
 ) -> DeviceTrainer:
     "A model with its optimizer, schedule and batches"
-    training, device, train = recipe.train, accelerator.device, data.files["train"]
-    resident = None
-    if device.type == "cuda":
-        resident = resident_ids(train, device, torch.cuda.mem_get_info()[0])
-    batches = StepBatches(train.ids, training, plan, device, accelerator.process_index, resident)
+    training = recipe.train
+    batches = data.files["train"].step_batches(training, plan, accelerator)
     optimizer = make_optimizer(model, training.optimizer_type, training.rates,
                                training.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -626,9 +652,10 @@ def losses_within_memory(
         raise NeoxError("out of memory while scoring a single window; "
                         "lower seq_length, hidden_size or num_layers, in a new folder")
     torch.cuda.empty_cache()
-    half = len(batch.x)//2
-    first = losses_within_memory(model, Batch(batch.x[:half], batch.y[:half]))
-    second = losses_within_memory(model, Batch(batch.x[half:], batch.y[half:]))
+    tensors, half = (batch.x, batch.y, batch.positions, batch.document), len(batch.x)//2
+    first, second = (losses_within_memory(model, Batch(*(t if t is None else t[rows]
+                                                         for t in tensors)))
+                     for rows in (slice(half), slice(half, None)))
     return tuple(map(torch.cat, zip(first, second)))
 
 # %% ../../nbs/engine/run.ipynb #2fd7ed40
@@ -655,7 +682,7 @@ def evaluate(
     if not n_batches:
         at_once = max(at_once, 8192//plan.seq_length)       # larger is faster, and equal
     last = n_batches and n_batches*plan.n_processes
-    whole = eval_batches(file.ids, at_once, plan.seq_length)
+    whole = file.scored_batches(at_once, plan.seq_length)
     mine = islice(whole, accelerator.process_index, last, plan.n_processes)
     batches = (batch.to(accelerator.device) for batch in mine)
     with run.trainer.settings, torch.compiler.set_stance("force_eager"), accelerator.autocast():
@@ -930,6 +957,8 @@ def how_to_go_on(
     run: Run, # whose state was just saved
 ) -> str:
     "What goes on from a saved state"
+    if run.data.command:
+        return f"the same command goes on from there: {run.data.command}"
     if run.data.name == RunData.name:
         return "the same call in Python goes on from there"
     config, folder = shlex.quote(f"{run.folder}/config.yml"), shlex.quote(str(run.folder))

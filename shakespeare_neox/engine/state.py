@@ -41,6 +41,7 @@ from .device import DeviceTrainer
 from .optimizers import WeightAverage, moments_of
 from .recipe import Recipe, read_recipe, write_yaml
 from .report import first_line, note_in_mark, read_log, run_mark
+from .tokens import TokenFile
 from ..tokenizer import Tokenizer
 
 # %% ../../nbs/engine/state.ipynb #d67728ae
@@ -92,18 +93,25 @@ class Plan:
     def tokens_in_step(self): # over all passes and processes
         return self.batch_size*self.seq_length
 
+# %% ../../nbs/engine/state.ipynb #f1e00003
+@patch
+def checksum(self: TokenFile) -> str: # SHA-256
+    "The checksum of its ids"
+    return digest(self.path)
+
 # %% ../../nbs/engine/state.ipynb #007d0331
 @dataclass
 class RunData:
     "The text of a run"
-    files: dict # {"train": TokenFile, "valid": TokenFile}
+    files: dict # {"train": TokenFile, "valid": TokenFile}, or parts of another kind
     tokenizer: Tokenizer # of the files
     licence: str = "unknown" # of the text
     name: str = "given in Python" # of the text, for the log
+    command: str = "" # that goes on with its run, where neox_train cannot
 
     @cached_property
     def fingerprints(self): # {"train", "valid", "tokenizer"}: checksums
-        sums = {part: digest(file.path) for part, file in self.files.items()}
+        sums = {part: file.checksum() for part, file in self.files.items()}
         return dict(**sums, tokenizer=self.tokenizer.fingerprint)
 
 # %% ../../nbs/engine/state.ipynb #ef355ee7

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PARTS', 'PREPARE_AGAIN', 'USUAL_NAMES', 'OTHER_ROLES', 'LISTS', 'LARGEST_VOCABULARY', 'COPY_AGAIN', 'GPT2_SPLIT',
            'GPT4_SPLIT', 'SHORT_ENDINGS', 'SAFE_SPLITS', 'neox_prepare_main', 'neox_tokenizer_main', 'read_split',
-           'changed', 'by_position', 'by_document', 'divide', 'TokenHeader', 'id_type', 'write_header', 'check_header',
-           'check_stored_ids', 'TokenFile', 'token_text', 'special_tokens', 'without_missing', 'switch_off', 'adopt',
-           'check_tokenizer_file', 'read_beside', 'read_tokenizer', 'load_tokenizer', 'switched_on', 'starts_words',
-           'flat', 'is_character_table', 'word_starts', 'SplitPoints', 'TokenWriter', 'counted', 'preparation_key',
-           'sample_of', 'check_space', 'tell_template', 'check_documents', 'prepare', 'output_name', 'set_workers',
+           'by_position', 'changed', 'by_document', 'divide', 'TokenHeader', 'id_type', 'write_header', 'check_header',
+           'check_stored_ids', 'TokenFile', 'token_text', 'special_tokens', 'lacks_token', 'additional_as_list',
+           'without_missing', 'switch_off', 'adopt', 'no_tokenizer', 'check_tokenizer_file', 'read_beside',
+           'read_tokenizer', 'load_tokenizer', 'switched_on', 'starts_words', 'flat', 'is_character_table',
+           'word_starts', 'SplitPoints', 'TokenWriter', 'counted', 'preparation_key', 'sample_of', 'check_space',
+           'tell_template', 'check_documents', 'check_part', 'write_parts', 'prepare', 'output_name', 'set_workers',
            'neox_prepare', 'neox_tokenizer']
 
 # %% ../../nbs/engine/tokens.ipynb #c779785f
@@ -54,13 +55,6 @@ def read_split(
 # %% ../../nbs/engine/tokens.ipynb #ca60ea2b
 PARTS = ("train", "valid", "test")
 
-def changed(
-    corpus: Corpus, # whose text is not the one that was counted
-) -> NeoxError: # to be raised
-    "What to say of a text that was replaced between two passes"
-    return NeoxError(f"{corpus.name}: the text was changed while it was being prepared; "
-                     "let it rest, and run the command again")
-
 def by_position(
     corpus: Corpus, # what to divide
     shares: list, # of train, validation and test
@@ -80,6 +74,14 @@ def by_position(
             at += len(piece)
             yield PARTS[part], piece, False
         yield PARTS[part], "", True
+
+# %% ../../nbs/engine/tokens.ipynb #14ec1a40
+def changed(
+    corpus: Corpus, # whose text is not the one that was counted
+) -> NeoxError: # to be raised
+    "What to say of a text that was replaced between two passes"
+    return NeoxError(f"{corpus.name}: the text was changed while it was being prepared; "
+                     "let it rest, and run the command again")
 
 # %% ../../nbs/engine/tokens.ipynb #73ad447d
 def by_document(
@@ -124,6 +126,7 @@ class TokenHeader:
     n_documents: Annotated[int, Ge(0)] = 1 # documents that end in the file
     lossy: bool = False # whether the ids may give back another text than was encoded
 
+# %% ../../nbs/engine/tokens.ipynb #34a33a37
 def id_type(
     vocab_size: int, # number of distinct ids
 ) -> str: # of NumPy
@@ -166,6 +169,7 @@ def check_header(
         raise NeoxError(f"{path}: cut off, or not what its header describes: {there:,} bytes "
                         f"for {header.n_tokens:,} tokens of {size} bytes; {PREPARE_AGAIN}")
 
+# %% ../../nbs/engine/tokens.ipynb #d9d60e54
 def check_stored_ids(
     path: Path, # the .bin file, for the error
     ids: np.ndarray, # (n,) as they are stored
@@ -201,12 +205,15 @@ class TokenFile:
         if self.vocab_size < np.iinfo(self.dtype).max + 1:
             check_stored_ids(path, self.ids, self.vocab_size)
 
-    def __len__(self):
-        return self.n_tokens
+# %% ../../nbs/engine/tokens.ipynb #9f6d39f3
+@patch
+def __len__(self: TokenFile):
+    return self.n_tokens
 
-    def __repr__(self):
-        return (f"{self.path.name}: {self.n_tokens:,} tokens of {self.vocab_size:,}, "
-                f"{self.n_bytes/self.n_tokens:.2f} bytes each")
+@patch
+def __repr__(self: TokenFile):
+    return (f"{self.path.name}: {self.n_tokens:,} tokens of {self.vocab_size:,}, "
+            f"{self.n_bytes/self.n_tokens:.2f} bytes each")
 
 # %% ../../nbs/engine/tokens.ipynb #5ec1a101
 USUAL_NAMES = dict(
@@ -226,6 +233,7 @@ def token_text(
                         "write one, such as \"</s>\"")
     return text or None
 
+# %% ../../nbs/engine/tokens.ipynb #14a3b94f
 def special_tokens(
     backend, # a `tokenizers.Tokenizer`
     config: dict, # of tokenizer_config.json
@@ -242,6 +250,32 @@ def special_tokens(
     return found
 
 # %% ../../nbs/engine/tokens.ipynb #70cf001f
+def lacks_token(
+    backend, # a `tokenizers.Tokenizer`
+    role: str, # of a special token, or the list that it stands in
+    value, # the token, as it stands in a config
+    where: str, # file, for the error and for what is said
+) -> bool:
+    "Whether a config names a token that tokenizer.json lacks; says so once"
+    text = token_text(value, f"{where}: {role}")
+    if text is None or backend.token_to_id(text) is not None:
+        return False
+    say_once(f"{where}: {role} {text!r} is not in tokenizer.json, and is left out")
+    return True
+
+# %% ../../nbs/engine/tokens.ipynb #70cf00e1
+def additional_as_list(
+    config: dict, # of tokenizer_config.json
+) -> dict: # the same; a list of extra special tokens under its older name
+    "A config that transformers 4 reads too: it takes a dict, never a list, as extra_special_tokens"
+    extra = config.get("extra_special_tokens")
+    if not isinstance(extra, list):
+        return config
+    additional = [*(config.get("additional_special_tokens") or []), *extra]
+    kept = {key: value for key, value in config.items() if key != "extra_special_tokens"}
+    return {**kept, "additional_special_tokens": additional}
+
+# %% ../../nbs/engine/tokens.ipynb #cedbc165
 OTHER_ROLES = ("sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
 
@@ -251,31 +285,20 @@ def without_missing(
     where: str = "tokenizer_config.json", # for the error
 ) -> dict: # the same, None for such a role
     "A config without tokens that tokenizer.json lacks"
-    def missing(role, value):
-        text = token_text(value, f"{where}: {role}")
-        if text is None or backend.token_to_id(text) is not None:
-            return False
-        say_once(f"{where}: {role} {text!r} is not in tokenizer.json, and is left out")
-        return True
-
     kept = dict(config)
     for role in (*USUAL_NAMES, *OTHER_ROLES):
-        if missing(role, kept.get(role)):
+        if lacks_token(backend, role, kept.get(role), where):
             kept[role] = None
     for role in LISTS:
         tokens = kept.get(role)
         if isinstance(tokens, list):
-            kept[role] = [token for token in tokens if not missing(role, token)]
+            kept[role] = [each for each in tokens if not lacks_token(backend, role, each, where)]
         if isinstance(tokens, dict):
-            kept[role] = {key: token for key, token in tokens.items() if not missing(role, token)}
-    if isinstance(kept.get("extra_special_tokens"), list):    # transformers 4 takes no list there
-        extra = kept.pop("extra_special_tokens")
-        kept["additional_special_tokens"] = [*(kept.get("additional_special_tokens") or []), *extra]
-    return kept
+            kept[role] = {key: each for key, each in tokens.items()
+                          if not lacks_token(backend, role, each, where)}
+    return additional_as_list(kept)
 
 # %% ../../nbs/engine/tokens.ipynb #70ce0017
-LARGEST_VOCABULARY = 2**24
-
 def switch_off(
     backend, # a `tokenizers.Tokenizer`
 ):
@@ -284,6 +307,9 @@ def switch_off(
     backend.no_padding()
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
+
+# %% ../../nbs/engine/tokens.ipynb #efb16a90
+LARGEST_VOCABULARY = 2**24
 
 def adopt(
     backend, # a `tokenizers.Tokenizer`
@@ -306,18 +332,27 @@ def adopt(
     return CheckedTokenizer(backend, roles, kept, lossy, files)
 
 # %% ../../nbs/engine/tokens.ipynb #70cf0025
+def no_tokenizer(
+    path: Path, # a tokenizer.json that is not there
+) -> NeoxError: # to be raised
+    "What to say of a missing tokenizer.json, beside files of another kind or alone"
+    others = ("tokenizer.model", "vocab.json", "vocab.txt")
+    there = [name for name in others if path.with_name(name).exists()]
+    if there:
+        return NeoxError(f"{path}: no tokenizer here, but {there[0]}; make a tokenizer.json of "
+                         "it with transformers: "
+                         "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
+    return NeoxError(f"{path}: no tokenizer here; train one with neox_tokenizer")
+
+# %% ../../nbs/engine/tokens.ipynb #8d8d7e2b
+COPY_AGAIN = "copy it again, or train one with neox_tokenizer"
+
 def check_tokenizer_file(
     path: Path, # a tokenizer.json
 ):
     "Raises an error if there is no file that could be a tokenizer.json"
     if not path.exists():
-        others = ("tokenizer.model", "vocab.json", "vocab.txt")
-        there = [name for name in others if path.with_name(name).exists()]
-        if there:
-            raise NeoxError(f"{path}: no tokenizer here, but {there[0]}; make a tokenizer.json of "
-                            "it with transformers: "
-                            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)")
-        raise NeoxError(f"{path}: no tokenizer here; train one with neox_tokenizer")
+        raise no_tokenizer(path)
     if not path.is_file():
         raise NeoxError(f"{path}: not a file; name a tokenizer.json or its folder")
     if path.stat().st_size > LARGEST_JSON:
@@ -330,8 +365,6 @@ def check_tokenizer_file(
         raise NeoxError(f"{path}: could not be read ({reason(e)})") from None
 
 # %% ../../nbs/engine/tokens.ipynb #70cf00f8
-COPY_AGAIN = "copy it again, or train one with neox_tokenizer"
-
 def read_beside(
     path: Path, # a tokenizer.json
     lossy: bool, # as of `load_tokenizer`
@@ -405,12 +438,14 @@ def encode_many(self: CheckedTokenizer,
         self.compare(*each)
     return ids
 
+# %% ../../nbs/engine/tokens.ipynb #d0b91667
 def switched_on(
     part: dict, # of a tokenizer.json
 ) -> dict: # the same without what is off
     "What two versions of a library write alike"
     return {key: value for key, value in part.items() if value is not None and value is not False}
 
+# %% ../../nbs/engine/tokens.ipynb #bf18afe0
 @patch(as_prop=True)
 def fingerprint(self: CheckedTokenizer) -> str: # SHA-256
     "Names all that decides the ids of a text"
@@ -431,6 +466,7 @@ SAFE_SPLITS = {                                 # pattern: before which it alway
     GPT4_SPLIT.replace("{1,3}", ""): " ",       # Qwen2
     GPT4_SPLIT.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", SHORT_ENDINGS): " "}
 
+# %% ../../nbs/engine/tokens.ipynb #53112a4d
 def starts_words(
     step: dict, # of a pre-tokenizer
 ) -> str: # characters, "" if there are none, None if the step may look across any place
@@ -472,6 +508,7 @@ def is_character_table(
     steps = flat(spec["pre_tokenizer"], "pretokenizers") + flat(spec["normalizer"], "normalizers")
     return plain and not steps
 
+# %% ../../nbs/engine/tokens.ipynb #5002a95c
 def word_starts(
     spec: dict, # the content of tokenizer.json
 ) -> str: # characters; None if no place is safe
@@ -503,21 +540,23 @@ class SplitPoints:
         self.anywhere = local and is_character_table(spec)
         self.marks = word_starts(spec) if local else None
 
-    def is_local(self,
-        spec: dict, # the content of tokenizer.json
-        lossy: bool, # whether a text may come back changed
-    ) -> bool:
-        "Whether normalizers and decoders treat each piece as they would treat the whole text"
-        normalizers = flat(spec["normalizer"], "normalizers")
-        decoders = flat(spec["decoder"], "decoders")
-        if any(step["type"] not in ("NFC", "NFD", "NFKC", "NFKD") for step in normalizers):
-            return False
-        if lossy:
-            return not (normalizers and self.added)
-        joins = [step["type"] in ("ByteLevel", "Fuse", "ByteFallback")
-                 or step["type"] == "Metaspace" and step["prepend_scheme"] == "never"
-                 for step in decoders]
-        return bool(joins) and all(joins)
+# %% ../../nbs/engine/tokens.ipynb #9aed9133
+@patch
+def is_local(self: SplitPoints,
+    spec: dict, # the content of tokenizer.json
+    lossy: bool, # whether a text may come back changed
+) -> bool:
+    "Whether normalizers and decoders treat each piece as they would treat the whole text"
+    normalizers = flat(spec["normalizer"], "normalizers")
+    decoders = flat(spec["decoder"], "decoders")
+    if any(step["type"] not in ("NFC", "NFD", "NFKC", "NFKD") for step in normalizers):
+        return False
+    if lossy:
+        return not (normalizers and self.added)
+    joins = [step["type"] in ("ByteLevel", "Fuse", "ByteFallback")
+             or step["type"] == "Metaspace" and step["prepend_scheme"] == "never"
+             for step in decoders]
+    return bool(joins) and all(joins)
 
 # %% ../../nbs/engine/tokens.ipynb #70cf00f2
 @patch
@@ -532,6 +571,7 @@ def touches(self: SplitPoints,
     around = text[first:at + self.reach]
     return any(m.start() <= at - first <= m.end(1) for m in self.added.finditer(around))
 
+# %% ../../nbs/engine/tokens.ipynb #34517ac1
 @patch
 def last(self: SplitPoints,
     text: str, # the stream so far, beginning at a safe split point
@@ -567,23 +607,37 @@ class TokenWriter:
         self.pieces, self.n_held, self.enough = [], 0, self.chunk   # to cut; characters; when
         self.file = open(path, "wb")
 
-    def add(self,
-        text: str, # a piece
-        ends: bool, # whether the document ends with it
-    ):
-        "Takes a piece of text; cuts and encodes when there is enough"
-        self.n_bytes += len(text.encode("utf-8", "surrogatepass"))
-        self.n_characters += len(text)
-        self.n_documents += ends
-        self.pieces.append(text)
-        self.n_held += len(text)
-        if self.n_held > self.enough:
-            self.cut()
-        if ends:
-            self.wait("".join(self.pieces), True)
-            self.hold("")
+# %% ../../nbs/engine/tokens.ipynb #3ecc7e67
+@patch
+def add(self: TokenWriter,
+    text: str, # a piece
+    ends: bool, # whether the document ends with it
+):
+    "Takes a piece of text; cuts and encodes when there is enough"
+    self.n_bytes += len(text.encode("utf-8", "surrogatepass"))
+    self.n_characters += len(text)
+    self.n_documents += ends
+    self.pieces.append(text)
+    self.n_held += len(text)
+    if self.n_held > self.enough:
+        self.cut()
+    if ends:
+        self.wait("".join(self.pieces), True)
+        self.hold("")
 
 # %% ../../nbs/engine/tokens.ipynb #70cf00f3
+@patch
+def wait(self: TokenWriter,
+    text: str, # begins and ends at safe split points
+    ends: bool, # whether a document ends with it
+):
+    "Keeps a text until a batch is full"
+    self.waiting.append((text, ends))
+    self.n_waiting += len(text)
+    if self.n_waiting >= self.batch:
+        self.flush()
+
+# %% ../../nbs/engine/tokens.ipynb #1faff3f2
 @patch
 def hold(self: TokenWriter,
     text: str, # what cannot be cut yet
@@ -595,6 +649,7 @@ def hold(self: TokenWriter,
         say_once(f"{self.path.stem}: more than {8*self.batch:,} characters without a place where "
                  "this tokenizer's text may be cut: they are held in memory, and encoded as one")
 
+# %% ../../nbs/engine/tokens.ipynb #db59ed2d
 @patch
 def cut(self: TokenWriter):
     "Cuts what is held at safe split points"
@@ -606,17 +661,6 @@ def cut(self: TokenWriter):
         self.wait(text[start:start + end], False)
         start += end
     self.hold(text[start:])
-
-@patch
-def wait(self: TokenWriter,
-    text: str, # begins and ends at safe split points
-    ends: bool, # whether a document ends with it
-):
-    "Keeps a text until a batch is full"
-    self.waiting.append((text, ends))
-    self.n_waiting += len(text)
-    if self.n_waiting >= self.batch:
-        self.flush()
 
 # %% ../../nbs/engine/tokens.ipynb #8c6c1056
 @patch
@@ -631,6 +675,7 @@ def flush(self: TokenWriter):
     self.n_encoded += self.n_waiting
     self.waiting, self.n_waiting = [], 0
 
+# %% ../../nbs/engine/tokens.ipynb #7b52ac5c
 @patch
 def close(self: TokenWriter):
     "Writes the rest and the header"
@@ -655,6 +700,7 @@ def counted(
         corpus._counted = {part: corpus.count(part) for part in corpus.parts}
     return corpus._counted
 
+# %% ../../nbs/engine/tokens.ipynb #d251ac0d
 def preparation_key(
     corpus: Corpus, # the text
     tokenizer: Tokenizer, # as of `prepare`
@@ -684,6 +730,7 @@ def sample_of(
     raise NeoxError(f"{corpus.name}: holds no text; give a text of at least a few thousand "
                     "characters")
 
+# %% ../../nbs/engine/tokens.ipynb #33c4db47
 def check_space(
     corpus: Corpus, # to be encoded
     tokenizer: Tokenizer, # as of `prepare`
@@ -712,6 +759,7 @@ def tell_template(
         say_once(f"the tokenizer's template adds {added} to each text in other programs; "
                  "the ids here are those of the text alone")
 
+# %% ../../nbs/engine/tokens.ipynb #3324326c
 def check_documents(
     corpus: Corpus, # as of `prepare`
     tokenizer: Tokenizer, # as of `prepare`
@@ -728,6 +776,40 @@ def check_documents(
     return n_documents
 
 # %% ../../nbs/engine/tokens.ipynb #e52c4d07
+def check_part(
+    writer: TokenWriter, # that took the part's whole text
+    part: str, # "train", "valid" or "test"
+    corpus: Corpus, # as of `prepare`
+    split: str, # as of `prepare`
+):
+    "Raises an error for a part with less than a character and the next one"
+    if writer.n_characters < 2:
+        n = sum(counts.characters for counts in counted(corpus).values())
+        raise NeoxError(f"the text has {n:,} characters, too short: split {split} leaves "
+                        f"{writer.n_characters} for {part}; give more text")
+
+# %% ../../nbs/engine/tokens.ipynb #57c59af1
+def write_parts(
+    folder: Path, # an existing one
+    parts: list, # that are wanted; other text goes to train
+    corpus: Corpus, # as of `prepare`
+    tokenizer: Tokenizer, # as of `prepare`
+    split: str, # as of `prepare`
+    split_by: str, # as of `prepare`
+    mark_ends: bool, # whether an end-of-text id follows each document
+):
+    "Writes a token file for each part"
+    with ExitStack() as opened:
+        writers = {part: TokenWriter(folder/f"{part}.bin", tokenizer, mark_ends) for part in parts}
+        for writer in writers.values():
+            opened.enter_context(writer.file)
+        for part, piece, ends in divide(corpus, split, split_by):
+            writers.get(part, writers["train"]).add(piece, ends)
+        for part, writer in writers.items():
+            check_part(writer, part, corpus, split)
+            writer.close()
+
+# %% ../../nbs/engine/tokens.ipynb #f9a84ac7
 def prepare(
     corpus: Corpus, # the text
     tokenizer: Tokenizer, # encodes it
@@ -740,21 +822,11 @@ def prepare(
     folder, shares = Path(folder), read_split(split)
     several = check_documents(corpus, tokenizer, split_by) > 1
     wanted = corpus.parts or [part for part, share in zip(PARTS, shares) if share]
-    with new_folder(folder, "token files", replace) as tmp, ExitStack() as opened:
+    with new_folder(folder, "token files", replace) as tmp:
         check_space(corpus, tokenizer, folder)
         tell_template(tokenizer)
         tokenizer.save(tmp)
-        writers = {part: TokenWriter(tmp/f"{part}.bin", tokenizer, several) for part in wanted}
-        for writer in writers.values():
-            opened.enter_context(writer.file)                      # closed, whatever happens
-        for part, piece, ends in divide(corpus, split, split_by):
-            writers.get(part, writers["train"]).add(piece, ends)
-        for part, writer in writers.items():
-            if writer.n_characters < 2:
-                n = sum(counts.characters for counts in counted(corpus).values())
-                raise NeoxError(f"the text has {n:,} characters, too short: split {split} leaves "
-                                f"{writer.n_characters} for {part}; give more text")
-            writer.close()
+        write_parts(tmp, wanted, corpus, tokenizer, split, split_by, several)
     return {part: TokenFile(folder/f"{part}.bin", tokenizer.fingerprint) for part in wanted}
 
 # %% ../../nbs/engine/tokens.ipynb #70cf00f6
@@ -767,6 +839,7 @@ def output_name(
         raise NeoxError(f"{corpus.name!r} makes no name of a folder; name one with --out")
     return name
 
+# %% ../../nbs/engine/tokens.ipynb #cefb4fcb
 def set_workers(
     workers: int, # threads that encode, 0 for all cores
 ):

@@ -812,3 +812,17 @@ def test_dolly():
     train, valid = split_examples(found.examples)
     assert 0.09 < len(valid) / len(found.examples) < 0.11
     assert not {e.question for e in train} & {e.question for e in valid}
+
+
+def test_parquet_that_unpacks_to_too_much_is_refused(monkeypatch):
+    "The limit of records holds for instructions too"
+    datasets = pytest.importorskip("datasets")
+    from shakespeare_neox.engine import instructions, records
+
+    rows = [dict(prompt="Say fox.", completion="fox " * 5000, category="x")] * 50
+    datasets.Dataset.from_list(rows).to_parquet("bomb.parquet")
+    assert len(list(instructions.parquet_rows(Path("bomb.parquet")))) == 50
+    monkeypatch.setattr(records, "UNPACKED_FREELY", 1000)
+    monkeypatch.setattr(records, "UNPACKED_RATIO", 2)
+    with pytest.raises(NeoxError, match="for each compressed byte"):
+        list(instructions.parquet_rows(Path("bomb.parquet")))

@@ -25,8 +25,7 @@ from .records import ANSWERED, ASKED, FIELDS, GIVEN, OTHER_WORDS, TURNS
 from .records import READERS, as_text, json_object, kind_of
 
 # %% ../../nbs/engine/instructions.ipynb #f7ebb497
-from .records import parquet_batches, record_lines, turn_content
-from .text import check_file
+from .records import parquet_records, record_lines, turn_content
 
 # %% ../../nbs/engine/instructions.ipynb #d6e37f86
 SPEAKERS = dict(system="system", user="user", human="user", assistant="assistant", gpt="assistant")
@@ -115,10 +114,7 @@ def parquet_rows(
     path: Path, # a .parquet file
 ): # yields (record, place)
     "The records of .parquet, with their category"
-    check_file(path)
-    for done, rows, _ in parquet_batches(path, (*FIELDS, *OTHER_WORDS, "category")):
-        for number, record in enumerate(rows, done + 1):
-            yield record, f"{path}, row {number}"
+    yield from parquet_records(path, wanted=(*FIELDS, *OTHER_WORDS, "category"))
 
 # %% ../../nbs/engine/instructions.ipynb #e05a7c38
 @dataclass

@@ -3,6 +3,7 @@ from .engine.answers import *
 from .engine.archive import *
 from .engine.attention import *
 from .engine.base import *
+from .engine.chat import *
 from .engine.checkpoints import *
 from .engine.copying import *
 from .engine.corpora import *
@@ -28,6 +29,7 @@ from .engine.state import *
 from .engine.text import *
 from .engine.tokens import *
 from .engine.tune import *
+from .engine.tuning import *
 from .engine.vocab import *
 from .data import *
 from .finetune import *

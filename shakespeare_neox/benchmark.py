@@ -430,9 +430,10 @@ def writing_contest(
     rows: int, # B, prompts at once
     n_new: int, # tokens to write after each
     rounds: int, # of both in turn
+    device: str, # of both
 ) -> Contest:
     "Tokens per second of two systems that must write the same texts"
-    device, written = models[0].embed.weight.device, {}
+    written = {}
     ids = torch.randint(2, 67, (rows, 8), generator=torch.Generator().manual_seed(0)).to(device)
     def timed(name, write, turn): # a system, its function, number of the round
         start = time.perf_counter()
@@ -441,7 +442,7 @@ def writing_contest(
     both = written_by_both(*models, ids, n_new)
     systems = {name: partial(timed, name, write) for name, write in both.items()}
     contest = take_turns(f"writing, {rows} at once (tokens/s)", systems, rounds)
-    check_written(written, device.type)
+    check_written(written, device)
     return contest
 
 # %% ../nbs/09_benchmark.ipynb #da1f74f8
@@ -452,8 +453,9 @@ def writing(
     device: str = None, # where it runs; what is there if not given
 ) -> list: # contests
     "Tokens per second in generation, against transformers' generate"
-    models = writers(folder, device or best_device())
-    return [writing_contest(models, rows, n_new, rounds) for rows in (1, 32)]
+    device = device or best_device()
+    models = writers(folder, device)
+    return [writing_contest(models, rows, n_new, rounds, device) for rows in (1, 32)]
 
 # %% ../nbs/09_benchmark.ipynb #863ec517
 SYSTEMS = {                            # name -> recipe over shakespeare_cpu, is the cache warm?

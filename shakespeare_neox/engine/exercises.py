@@ -48,10 +48,11 @@ def inputs_of(
     "The inputs on which functions of a kind are tested"
     texts = ["level", "to be or not to be", "Anna", "aabccc", "x", "A sea of troubles"]
     lists = [[3, 1, 2, k], [k], [k + 1, k - 1, 0, k, k], [5, 5, 2, 8, 8, 8], [-4, 9, -1, 9, 10 + k],
-             [4*k, 2*k, 4, 3, 7, 1, 12]]
+             [4*k, 2*k, 4, 3, 7, 1, 12], [9, 9, 4]]
     found = {
-        "number": [0, 1, 2, k - 1, k, k + 1, 2*k, 3*k, 10*k - 1, 10*k, 10*k + 3, 47, 97],
-        "two numbers": [(0, 0), (3, 5), (5, 3), (k, k), (12, 18), (7, 1), (1, 2), (35, 10)],
+        "number": [0, 1, 2, 4, 16, 47, 97, k - 1, k, k + 1, 2*k, 3*k, 3*k + 1, 10*k - 1, 10*k,
+                   10*k + 3],
+        "two numbers": [(0, 0), (3, 5), (5, 3), (k, k), (12, 18), (7, 1), (1, 2), (35, 10), (0, 41)],
         "list": lists, "text": texts,
         "words": [["sun", "moon", "star"], ["a", "bbb", "cc", "ddd"], ["tea"],
                   ["one", "two", "one", "three", "two", "one"]],

@@ -52,7 +52,8 @@ def inputs_of(
     found = {
         "number": [0, 1, 2, 4, 16, 47, 97, k - 1, k, k + 1, 2*k, 3*k, 3*k + 1, 10*k - 1, 10*k,
                    10*k + 3],
-        "two numbers": [(0, 0), (3, 5), (5, 3), (k, k), (12, 18), (7, 1), (1, 2), (35, 10), (0, 41)],
+        "two numbers": [(0, 0), (3, 5), (5, 3), (k, k), (12, 18), (7, 1), (1, 2), (35, 10),
+                        (0, 41)],
         "list": lists, "text": texts,
         "words": [["sun", "moon", "star"], ["a", "bbb", "cc", "ddd"], ["tea"],
                   ["one", "two", "one", "three", "two", "one"]],

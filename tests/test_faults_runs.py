@@ -1536,6 +1536,17 @@ def test_sense_in_the_environment(name, value, monkeypatch):
     make_run(small())
 
 
+def test_interrupted_while_words_are_read(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shakespeare_neox.engine.base.make_parser", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        neox_train_main(["quickstart"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "neox_train: interrupted\n"
+
+
 @posix
 @pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2, 1.8, 2.4, 3.2])
 def test_interrupted_in_the_first_seconds(seconds, capsys):

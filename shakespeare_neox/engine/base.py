@@ -1223,8 +1223,9 @@ def command(
     "A console script of a function: parses the flags, runs it, prints errors as one line"
     def main(argv: list = None): # the words behind its name, those of this process if not given
         settle_streams()
-        positional, keywords, debug = parsed(func, argv)
+        debug = False
         try:
+            positional, keywords, debug = parsed(func, argv)
             settle_folders()
             func(*positional, **keywords)
             sys.stdout.flush()

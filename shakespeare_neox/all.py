@@ -9,6 +9,7 @@ from .engine.corpora import *
 from .engine.decode import *
 from .engine.device import *
 from .engine.evaluation import *
+from .engine.harness import *
 from .engine.instructions import *
 from .engine.metrics import *
 from .engine.optimizers import *

@@ -26,13 +26,12 @@ def site_link(target: str) -> str:
 
 
 def titles(nb) -> list:
-    "What each picture shows: the title in the code of its cell, or of its function"
+    "What each picture shows: the title in the code of its cell, or the comment at its end"
     found = []
     for cell in nb.cells:
         if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
             title = re.search(r'title="([^"]+)"', cell.source)
-            call = cell.source.strip().splitlines()[-1].partition("(")[0]
-            found.append(title[1] if title else call.replace("_", " "))
+            found.append(title[1] if title else cell.source.strip().rpartition("  # ")[2])
     return found
 
 

@@ -41,7 +41,8 @@ SIDEBAR = {
     "Lessons": "0[0-8]_*",
     "Tutorials": "tutorials/gpt_from_scratch tutorials/nanogpt_on_a_book tutorials/*",
     "To tell others": "article talk",
-    "The engine": "engine/*",
+    "The engine": "engine/base engine/encodings engine/text engine/records engine/documents "
+    "engine/downloads engine/folders engine/corpora engine/*",
     "Reference": "map reference/*",
     "Benchmarks": "09_*",
 }  # a page stands under the first caption that it fits

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NANOGPT', 'SHAPE', 'SYSTEMS', 'neox_benchmark_main', 'Contest', 'take_turns', 'spread', 'comparison', 'best_device',
            'processor_name', 'machine', 'started', 'watch', 'copy_nanogpt', 'nanogpt', 'open_nanogpt', 'score_nanogpt',
-           'ours', 'transformers_step', 'transformers_speed', 'our_speed', 'nanogpt_speed', 'model_of_the_race',
-           'trainers', 'each_turn', 'speeds', 'written_by_both', 'writers', 'check_written', 'writing', 'Race',
-           'run_of_the_race', 'warm_up', 'last_pair', 'race', 'draw_race', 'Benchmark', 'check_results',
-           'write_results', 'benchmark', 'neox_benchmark']
+           'ours', 'transformers_step', 'transformers_model', 'transformers_speed', 'our_speed', 'nanogpt_speed',
+           'model_of_the_race', 'trainers', 'each_turn', 'speeds', 'written_by_both', 'writers', 'check_written',
+           'writing_contest', 'writing', 'Race', 'run_of_the_race', 'warm_up', 'last_pair', 'race', 'draw_race',
+           'Benchmark', 'check_results', 'write_results', 'benchmark', 'neox_benchmark']
 
 # %% ../nbs/09_benchmark.ipynb #c53cfccf
 import importlib.util
@@ -55,7 +55,7 @@ class Contest:
     figures: dict # system -> one number for each round
     first: str # the system that the others are compared with
 
-    def ratios(self, name):
+    def ratios(self, name): # of a system
         "The numbers of a system, divided by those of the first in the same round"
         return [x/y for x, y in zip(self.figures[name], self.figures[self.first])]
 
@@ -254,6 +254,20 @@ def transformers_step(
     loss.item()                                            # waits for a GPU
     return time.perf_counter() - start
 
+# %% ../nbs/09_benchmark.ipynb #22315728
+def transformers_model(
+    config: ModelConfig, # of the same model
+    device: str, # where it runs
+    compiled: bool = False, # by torch.compile
+): # GPTNeoXForCausalLM, in training mode
+    "A fresh model of transformers, of our shape"
+    from transformers import AutoConfig, AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**to_hf(config))).to(device)
+    model.train()
+    if compiled:
+        model.compile()
+    return model
+
 # %% ../nbs/09_benchmark.ipynb #2633eaf1
 def transformers_speed(
     config: ModelConfig, # of the same model
@@ -264,13 +278,9 @@ def transformers_speed(
     device: str = None, # where it runs; what is there if not given
 ) -> float: # tokens per second
     "A bare loop around the model of transformers, on random ids"
-    from transformers import AutoConfig, AutoModelForCausalLM
     device, seconds = device or best_device(), []
     torch.set_float32_matmul_precision("highest")          # torch's default, whatever ran before
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**to_hf(config))).to(device)
-    model.train()
-    if compiled:
-        model.compile()
+    model = transformers_model(config, device, compiled)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for _ in range(steps + 5):
         ids = torch.randint(config.vocab_size, (batch_size, config.seq_length + 1)).to(device)
@@ -377,11 +387,11 @@ def written_by_both(
 ) -> dict: # name -> function of the round that writes, and gives the ids
     "Two ways to write the same texts, greedily"
     tokenizer = load_tokenizer(assets("tokenizer")/"characters")
-    def with_transformers(turn):
+    def with_transformers(turn): # number of the round
         found = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new,
                                 do_sample=False)
         return found[:, ids.shape[1]:].tolist()
-    def with_ours(turn):
+    def with_ours(turn): # number of the round
         steps = generate_ids(model, tokenizer, ids.tolist(), n_new, temperature=0)
         return [list(row) for row in zip(*steps)]
     return {"transformers": with_transformers, "shakespeare_neox": with_ours}
@@ -414,6 +424,27 @@ def check_written(
         rows = len(next(iter(written.values())))
         say(f"writing on {device}: {differ} of {rows} texts differ from some token on")
 
+# %% ../nbs/09_benchmark.ipynb #f6214024
+def writing_contest(
+    models: tuple, # ours, and the same of transformers
+    rows: int, # B, prompts at once
+    n_new: int, # tokens to write after each
+    rounds: int, # of both in turn
+    device: str, # of both
+) -> Contest:
+    "Tokens per second of two systems that must write the same texts"
+    written = {}
+    ids = torch.randint(2, 67, (rows, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    def timed(name, write, turn): # a system, its function, number of the round
+        start = time.perf_counter()
+        written[name] = write(turn)
+        return rows*n_new/(time.perf_counter() - start)
+    both = written_by_both(*models, ids, n_new)
+    systems = {name: partial(timed, name, write) for name, write in both.items()}
+    contest = take_turns(f"writing, {rows} at once (tokens/s)", systems, rounds)
+    check_written(written, device)
+    return contest
+
 # %% ../nbs/09_benchmark.ipynb #da1f74f8
 def writing(
     folder: Path, # to work in
@@ -423,20 +454,8 @@ def writing(
 ) -> list: # contests
     "Tokens per second in generation, against transformers' generate"
     device = device or best_device()
-    model, theirs = writers(folder, device)
-    contests = []
-    for rows in (1, 32):
-        ids = torch.randint(2, 67, (rows, 8), generator=torch.Generator().manual_seed(0)).to(device)
-        written = {}
-        def measured(name, write, turn, rows=rows, written=written):
-            start = time.perf_counter()
-            written[name] = write(turn)
-            return rows*n_new/(time.perf_counter() - start)
-        both = written_by_both(model, theirs, ids, n_new)
-        systems = {name: partial(measured, name, write) for name, write in both.items()}
-        contests.append(take_turns(f"writing, {rows} at once (tokens/s)", systems, rounds))
-        check_written(written, device)
-    return contests
+    models = writers(folder, device)
+    return [writing_contest(models, rows, n_new, rounds, device) for rows in (1, 32)]
 
 # %% ../nbs/09_benchmark.ipynb #863ec517
 SYSTEMS = {                            # name -> recipe over shakespeare_cpu, is the cache warm?
@@ -498,6 +517,7 @@ def run_of_the_race(
     pattern = r"validation loss ([\d.]+)"
     return ours(folder, ["shakespeare_cpu", *recipes], pattern, device, **kept)[0]
 
+# %% ../nbs/09_benchmark.ipynb #74494ee3
 def warm_up(
     folder: Path, # to work in
     words: tuple, # for neox_train

@@ -1,9 +1,14 @@
-"The article and the talk: every number has its page, the seconds add up, the deck opens offline."
+"""The article and the talk: every number has its page, the seconds add up, the deck opens offline
+and prints one slide a page."""
 
+import base64
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / ".ci" / "article.py").exists():
     pytest.skip("no clone here", allow_module_level=True)
+CHROMIUM = (
+    shutil.which("google-chrome") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
 NUMBER = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?(?![\w/])")
 PLAIN = {"2", "3", "4", "2017", "2020", "2021", "2024", "128", "500", "9"}  # names, years, and
 # what the sentence itself counts
@@ -102,15 +110,63 @@ def test_ten_minutes():
         assert len(text.split()) <= int(seconds) * 170 / 60, text[:40]
 
 
-def test_deck(tmp_path):
+@pytest.fixture(scope="module")
+def deck(tmp_path_factory):
+    "The deck as the site holds it"
+    folder = tmp_path_factory.mktemp("talk") / "deck"
+    subprocess.run([sys.executable, ROOT / ".ci/slides.py", folder], check=True)
+    return folder
+
+
+def test_deck(deck):
     "As many slides as headings, notes beside each, and nothing from the network"
-    subprocess.run([sys.executable, ROOT / ".ci/slides.py", tmp_path / "deck"], check=True)
-    html = (tmp_path / "deck/slides.html").read_text(encoding="utf-8")
+    html = (deck / "slides.html").read_text(encoding="utf-8")
     assert html.count("<aside") == len(slides())
     links = re.findall(r'(?:src|href)="([^"#]+)', html)
     assert links and not [link for link in links if "//" in link]
     for link in links:
-        assert (tmp_path / "deck" / link.partition("?")[0]).exists(), link
+        assert (deck / link.partition("?")[0]).exists(), link
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Headless Chromium"
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if not CHROMIUM or not driver:
+        pytest.skip(os.environ.get("NO_BROWSER", "no Chromium, or no chromedriver"))
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def printed_shapes(browser, address, ready):
+    "Width by height of each page that Chromium prints, once a selector finds something there"
+    browser.get("about:blank")
+    browser.get(address)
+    found = f"return document.querySelectorAll('{ready}').length"
+    for _ in range(240):
+        if browser.execute_script(found):
+            break
+        time.sleep(0.5)
+    settings = dict(preferCSSPageSize=True, printBackground=True)
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", settings)["data"])
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == pdf.count(b"/MediaBox")
+    return [float(w) / float(h) for w, h in re.findall(rb"/MediaBox \[0 0 (\S+) (\S+?)\]", pdf)]
+
+
+def test_pdf(browser, deck):
+    "Printed as the talk's page says: the title and each slide on a page of its own"
+    address = (deck / "slides.html").as_uri()
+    pages = printed_shapes(browser, f"{address}?print-pdf", ".pdf-page")
+    assert len(pages) == len(slides()) + 1
+    assert pages == pytest.approx([16 / 9] * len(pages), rel=0.01)
+    others = printed_shapes(browser, address, ".reveal.ready")  # without the words at the end
+    assert others != pytest.approx([16 / 9] * len(pages), rel=0.01)
 
 
 def test_markdown(tmp_path):

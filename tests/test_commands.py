@@ -30,6 +30,7 @@ COMMANDS = dict(
     neox_archive="engine.archive",
     neox_verify="engine.archive",
     neox_finetune="finetune",
+    neox_chat="engine.chat",
     neox_evaluate="evaluate",
 )
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent

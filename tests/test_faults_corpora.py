@@ -18,7 +18,8 @@ from servers import files  # noqa: F401 (fixtures)
 
 import shakespeare_neox.engine.corpora as corpora
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.engine.corpora import Corpus, load_corpus, part_of, write_plain
+from shakespeare_neox.engine.corpora import Corpus, load_corpus, write_plain
+from shakespeare_neox.engine.folders import part_of
 from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -1599,7 +1600,7 @@ def test_what_is_no_book_is_not_kept(came, served):
 
 def test_large_files_are_hashed_once(served, monkeypatch):
     "A verified file is remembered by size and time, and looked at again when either changes"
-    monkeypatch.setattr(corpora, "REMEMBERED", 100)
+    monkeypatch.setattr("shakespeare_neox.engine.downloads.REMEMBERED", 100)
     load_corpus("tinyshakespeare")
     load_corpus("tinyshakespeare")
     hashed = []

@@ -2,7 +2,14 @@
 packing against single dialogues, runs that go on to the same bits, the command"""
 
 import copy
+import io
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +19,7 @@ import torch
 from conftest import refuses, succeeds
 
 from shakespeare_neox.engine.base import NeoxError
+from shakespeare_neox.engine.chat import Dialogue, answers, chat_loop, fit_dialogue, neox_chat_main
 from shakespeare_neox.engine.corpora import own_files
 from shakespeare_neox.engine.instructions import (
     CHAT_TEMPLATE,
@@ -22,19 +30,19 @@ from shakespeare_neox.engine.instructions import (
     split_examples,
     template_of,
     with_template,
+    without_overlap,
 )
 from shakespeare_neox.engine.run import evaluate, train_run
+from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.tokens import load_tokenizer
+from shakespeare_neox.engine.tuning import Forgetting, WatchedText, chat_run, pack_rows
 from shakespeare_neox.engine.vocab import train_tokenizer
 from shakespeare_neox.finetune import (
     PackedChats,
-    answers,
     chat_data,
-    chat_run,
     encode_chat,
     encode_chats,
     neox_finetune_main,
-    pack_rows,
     packed_batch,
 )
 from shakespeare_neox.model import GPT, ModelConfig
@@ -71,9 +79,9 @@ def tokenizer():
     return with_template(train_tokenizer(text, "bpe", 300))
 
 
-def some_model(tokenizer, **settings):
+def some_model(tokenizer, seed=1, **settings):
     "Large random weights: a wrong row would be seen"
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     sizes = dict(
         num_layers=2, hidden_size=32, num_attention_heads=2, seq_length=64, pos_emb="rotary"
     )
@@ -201,6 +209,82 @@ def test_split():
     assert split_examples(examples, 0.25, seed=1)[1] != valid
     with pytest.raises(NeoxError, match="too few"):
         split_examples(examples[:1])
+
+
+def test_questions_that_differ_in_case_and_spaces_are_one(tokenizer):
+    examples = [Example(said(f"Say {i % 8}{' ' * (i // 8)} now.", f"{i}")) for i in range(16)]
+    train, valid = split_examples(examples, 0.25)
+    assert len(valid) == 4 and not {e.key for e in train} & {e.key for e in valid}
+    held = [Example(said("SAY 3  now.", "so"))]
+    kept, n_same = without_overlap(examples, held)
+    assert n_same == 2 and len(kept) == 14
+    with pytest.raises(NeoxError, match="held out too"):
+        without_overlap(held, held)
+
+
+def test_an_overlap_of_files_is_reported(tokenizer, capsys):
+    a_base(tokenizer)
+    records = [dict(messages=e.messages) for e in some_examples()]
+    write(records)
+    write(records[:3], "held.jsonl")
+    words = [f"{key}={value}" for key, value in STEPS.items() if value is not None]
+    given = ["--pretrained_ckpt_path", "base", "--dataset_path", "data.jsonl"]
+    given += ["--finetuned_model_dir", "tuned", "--valid_path", "held.jsonl", *words]
+    done = succeeds(neox_finetune_main, given, capsys)
+    assert "3 records of data.jsonl ask what held.jsonl holds out; not trained on" in done.err
+
+
+def nested(depth):
+    value = "deep"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps(dict(prompt=nested(50), completion="So.")),
+        '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + ', "completion": "So."}',
+        '{"prompt": "Why?", "completion": "So.", "prompt": "How?"}',
+        '{"prompt": "Why?", "completion": NaN}',
+        '"Why?"',
+    ],
+    ids=["nested", "very deep", "twice the same field", "nan", "a text"],
+)
+def test_strange_lines_are_left_out(line):
+    Path("a.jsonl").write_text(json.dumps(dict(prompt="Why?", completion="So.")) + "\n" + line)
+    found = read_instructions("a.jsonl")
+    assert len(found.examples) == 1 and len(found.problems) == 1
+    assert "line 2" in found.problems[0] and len(found.problems[0]) < 400
+
+
+def test_a_binary_file_is_refused():
+    Path("a.jsonl").write_bytes(b'{"prompt": "Why?", "completion": "So."}\n\x00')
+    with pytest.raises(NeoxError, match="a.jsonl: binary"):
+        read_instructions("a.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_encodings(encoding):
+    line = json.dumps(dict(prompt="Why caf\u00e9?", completion="So."), ensure_ascii=False)
+    Path("a.jsonl").write_bytes(f"{line}\n".encode(encoding))
+    if encoding == "utf-8-sig":
+        assert read_instructions("a.jsonl").examples[0].question == "Why caf\u00e9?"
+        return
+    with pytest.raises(NeoxError, match="a.jsonl") as e:
+        read_instructions("a.jsonl")
+    assert "\n" not in str(e.value) and "UTF-8" in str(e.value)
+
+
+def test_ten_megabytes_in_one_answer(tokenizer):
+    write(
+        [dict(prompt="Say lamp.", completion="lamp " * 2_000_000), dict(prompt="a", completion="b")]
+    )
+    examples = read_instructions("data.jsonl").examples
+    assert len(examples) == 2
+    found = encode_chats(tokenizer, examples, 64)
+    assert found.n_cut == 1 and len(found.chats[0]) == 64 and not found.problems
 
 
 # template and mask
@@ -530,6 +614,193 @@ def test_command_refuses(tokenizer, capsys):
     assert not Path("x").exists()
 
 
+# chat
+
+
+def long_talk(n):
+    return said(*[WORDS[i % 8] for i in range(n)])
+
+
+def test_window_drops_whole_turns_from_the_front(tokenizer):
+    talk = [dict(role=SYSTEM, content="Be"), *long_talk(15)]
+    whole = len(chat_ids(tokenizer, talk, True))
+    assert fit_dialogue(tokenizer, talk, whole) == (talk, 0)
+    for room in range(60, whole):
+        kept, dropped = fit_dialogue(tokenizer, talk, room)
+        n_ids = len(chat_ids(tokenizer, kept, True))
+        assert kept == talk[:1] + talk[1 + dropped :] and dropped % 2 == 0 < dropped
+        assert n_ids <= room
+        longer = talk[:1] + talk[dropped - 1 :]  # one turn more would not fit
+        assert len(chat_ids(tokenizer, longer, True)) > room
+    with pytest.raises(NeoxError, match="does not fit"):
+        fit_dialogue(tokenizer, talk, 5)
+
+
+def test_a_talk_says_what_it_forgets(tokenizer, capsys):
+    model = some_model(tokenizer, seq_length=160, max_position_embeddings=160)
+    talk = Dialogue(model, tokenizer, max_new_tokens=8, temperature=0)
+    seen = []
+    for n in range(12):
+        before = talk.messages
+        answer = "".join(talk.ask(f"Say {WORDS[n % 8]}."))
+        prompt = chat_ids(tokenizer, talk.messages[:-1], True)
+        assert len(prompt) + 8 <= 160
+        assert talk.messages[-1] == dict(role=ASSISTANT, content=answer)
+        forgot = len(before) + 2 - len(talk.messages)
+        said_so = "forgotten" in capsys.readouterr().err
+        assert said_so == (forgot > 0)
+        seen.append(forgot)
+    assert max(seen) > 0 and seen[0] == 0
+
+
+def test_a_question_that_fails_leaves_the_talk_as_it_was(tokenizer):
+    talk = Dialogue(some_model(tokenizer), tokenizer, max_new_tokens=4, temperature=0)
+    first = "".join(talk.ask("Say fox."))
+    before = talk.messages
+    for bad in ("<|endoftext|>", "lamp " * 200):
+        with pytest.raises(NeoxError):
+            list(talk.ask(bad))
+        assert talk.messages == before
+    left = talk.ask("Say lamp.")
+    next(left, None)
+    left.close()
+    assert talk.messages == before or len(talk.messages) == len(before) + 2
+    assert before[1]["content"] == first
+
+
+def test_chat_loop(tokenizer, capsys):
+    talk = Dialogue(some_model(tokenizer), tokenizer, max_new_tokens=4, temperature=0)
+    out = io.StringIO()
+    chat_loop(talk, io.StringIO("Say fox.\n\n<|endoftext|>\n/new\nSay lamp.\n/quit\nnever\n"), out)
+    assert [m["content"] for m in talk.messages if m["role"] == USER] == ["Say lamp."]
+    assert "special token" in capsys.readouterr().err and "special token" not in out.getvalue()
+    chat_loop(talk, io.StringIO("Say hill."), out)  # no line end, then the end of the input
+    assert len(talk.messages) == 4
+
+
+def test_chat_commands(tokenizer, capsys, monkeypatch):
+    some_model(tokenizer, seed=2).save_pretrained("tuned", tokenizer)  # 1 answers with an end
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say fox.\n"))
+    one = succeeds(neox_chat_main, ["tuned", "--temperature", 0], capsys).out
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say fox.\n"))
+    other = succeeds(neox_generate_main, ["tuned", "--chat", "--temperature", 0], capsys).out
+    assert one == other and one.strip()
+    refuses(neox_generate_main, ["tuned", "--chat", "--prompt", "x"], capsys, "--prompt and --chat")
+    base = a_base(tokenizer)
+    refuses(neox_chat_main, [base], capsys, "no chat template", "--plain")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say fox.\n"))
+    assert succeeds(neox_chat_main, [base, "--plain", "--max_new_tokens", 4], capsys).out
+
+
+# forgetting, kills, processes
+
+TEXT = "lamp fox hill stone river bird cloud bread " * 40
+
+
+def watched_run(tokenizer, folder):
+    run = a_run(tokenizer, folder)
+    forgetting = Forgetting(run, WatchedText(TEXT, tokenizer))
+    forgetting.begin()
+    return run, forgetting
+
+
+def test_forgetting_is_watched_and_changes_nothing(tokenizer):
+    run, forgetting = watched_run(tokenizer, "watched")
+    train_run(run, forgetting, shown="lines")
+    train_run(a_run(tokenizer, "alone"), shown="lines")
+    assert same(weights("watched/last"), weights("alone/last"))
+    steps = [one["step"] for one in forgetting.seen]
+    assert steps == [0, 3, 6]
+    kept = [json.loads(line) for line in Path("watched/forgetting.jsonl").read_text().splitlines()]
+    assert kept == forgetting.seen
+    tuned = a_run(tokenizer, "other")
+    tuned.model.load_state_dict(weights("watched/last"))
+    last = Forgetting(tuned, WatchedText(TEXT, tokenizer)).loss()
+    assert last == pytest.approx(kept[-1]["loss"], rel=1e-5)
+    assert abs(kept[0]["loss"] - kept[-1]["loss"]) > 1e-3  # it is not the first model
+
+
+def test_best_is_chosen_by_held_out_answers(tokenizer):
+    result = train_run(a_run(tokenizer, "run"), shown="lines")
+    scores = {e["step"]: e["loss"] for e in result.events if e["event"] == "evaluation"}
+    best = a_run(tokenizer, "again")
+    best.model.load_state_dict(weights("run/best"))
+    assert evaluate(best)["loss"] == pytest.approx(min(scores.values()), rel=1e-5)
+
+
+WORKER = """
+import sys, time
+from shakespeare_neox.engine import tuning
+from shakespeare_neox.finetune import neox_finetune_main
+if "--slow" in sys.argv:
+    sys.argv.remove("--slow")
+    fast = tuning.RowData.batch_at
+    tuning.RowData.batch_at = lambda *args: time.sleep(0.05) or fast(*args)
+if "--same" in sys.argv:  # a mistake on purpose: all processes read the same rows
+    sys.argv.remove("--same")
+    real = tuning.RowData.batch_at
+    tuning.RowData.batch_at = lambda self, seed, i, n: real(self, seed, i // 2, n)
+neox_finetune_main()
+"""
+
+
+def tune_words(folder, *words, **settings):
+    Path("worker.py").write_text(WORKER)
+    given = {**STEPS, "train_iters": 16, "eval_interval": 8, **settings}
+    words = [*words, *(f"{key}={json.dumps(value)}" for key, value in given.items())]
+    flags = dict(pretrained_ckpt_path="base", dataset_path="data.jsonl", finetuned_model_dir=folder)
+    return ["worker.py", *[w for k, v in flags.items() for w in (f"--{k}", v)], *words]
+
+
+def prepare_words(tokenizer):
+    a_base(tokenizer)
+    write([dict(messages=e.messages, category=e.category) for e in some_examples()])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as on POSIX")
+def test_killed_runs_go_on_to_the_same_bits(tokenizer):
+    prepare_words(tokenizer)
+    whole = subprocess.run(
+        [sys.executable, *tune_words("whole")], capture_output=True, text=True, timeout=300
+    )
+    assert whole.returncode == 0, whole.stderr
+    for step in (3, 9):
+        with Path("err").open("w") as err:
+            process = subprocess.Popen(
+                [sys.executable, *tune_words("killed", "--slow")], stderr=err, stdout=err
+            )
+            start = time.monotonic()
+            while not re.search(rf"^step +{step}/16  loss", Path("err").read_text(), re.M):
+                assert process.poll() is None and time.monotonic() - start < 200
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    last = subprocess.run(
+        [sys.executable, *tune_words("killed")], capture_output=True, text=True, timeout=300
+    )
+    assert "goes on from step" in last.stderr, last.stderr
+    for part in ("last", "best"):
+        assert same(weights(f"whole/{part}"), weights(f"killed/{part}"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="torchrun as on POSIX")
+def test_two_processes_tune_as_one(tokenizer):
+    prepare_words(tokenizer)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    found = {}
+    for name, n, *words in (("one", 1), ("two", 2), ("same", 2, "--same")):
+        words = tune_words(name, *words, train_micro_batch_size_per_gpu=4 // n, train_iters=4)
+        done = subprocess.run(
+            [*launch, str(n), *words], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = torch.cat([w.flatten() for w in weights(f"{name}/last").values()])
+    start = torch.cat([w.flatten() for w in weights("base").values()])
+    moved = (found["one"] - start).norm()
+    assert (found["one"] - found["two"]).norm() < 0.01 * moved
+    assert (found["one"] - found["same"]).norm() > 0.1 * moved
+
+
 # real data
 
 
@@ -541,3 +812,17 @@ def test_dolly():
     train, valid = split_examples(found.examples)
     assert 0.09 < len(valid) / len(found.examples) < 0.11
     assert not {e.question for e in train} & {e.question for e in valid}
+
+
+def test_parquet_that_unpacks_to_too_much_is_refused(monkeypatch):
+    "The limit of records holds for instructions too"
+    datasets = pytest.importorskip("datasets")
+    from shakespeare_neox.engine import instructions, records
+
+    rows = [dict(prompt="Say fox.", completion="fox " * 5000, category="x")] * 50
+    datasets.Dataset.from_list(rows).to_parquet("bomb.parquet")
+    assert len(list(instructions.parquet_rows(Path("bomb.parquet")))) == 50
+    monkeypatch.setattr(records, "UNPACKED_FREELY", 1000)
+    monkeypatch.setattr(records, "UNPACKED_RATIO", 2)
+    with pytest.raises(NeoxError, match="for each compressed byte"):
+        list(instructions.parquet_rows(Path("bomb.parquet")))

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from shakespeare_neox.data import eval_batches, get_batch, windows
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.engine.corpora import Counts, load_corpus, separated, text_pieces
+from shakespeare_neox.engine.corpora import Counts, load_corpus
+from shakespeare_neox.engine.documents import separated
 from shakespeare_neox.engine.recipe import TrainConfig, merge, parse_override, read_yaml
 from shakespeare_neox.engine.serve import by_length, held_back, stream
+from shakespeare_neox.engine.text import text_pieces
 from shakespeare_neox.engine.tokens import (
     TokenFile,
     TokenWriter,

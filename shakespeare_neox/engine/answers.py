@@ -16,8 +16,8 @@ import numpy as np
 
 from .base import NeoxError, import_extra, say_once
 from .copying import matches
-from .corpora import jsonl_records
 from .instructions import chat_ids, template_of
+from .records import jsonl_records
 from .serve import complete, encode_prompts, in_order, with_progress
 
 # %% ../../nbs/engine/answers.ipynb #4b6ac94f

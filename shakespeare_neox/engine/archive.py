@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OWN_PLACES', 'LONGEST_SAMPLE', 'MANIFEST', 'TOLERANCE', 'neox_archive_main', 'neox_verify_main', 'gather_data',
            'gather_model', 'gather_texts', 'gather_run', 'prompt_from', 'PackedModel', 'measure', 'PackedFile',
-           'ArchiveManifest', 'scratch_folder', 'named_after', 'pack_run', 'check_files', 'open_archive',
-           'check_numbers', 'repeat_model', 'verify', 'neox_archive', 'told', 'neox_verify']
+           'ArchiveManifest', 'scratch_folder', 'named_after', 'check_packing', 'write_manifest', 'pack_run',
+           'check_files', 'open_archive', 'check_numbers', 'repeat_model', 'verify', 'neox_archive', 'told',
+           'neox_verify']
 
 # %% ../../nbs/engine/archive.ipynb #a5c10004
 import json
@@ -54,7 +55,7 @@ def gather_model(
     new: Path, # the copy
 ):
     "Copies the files of a model folder, without hidden ones"
-    def copy(folder):
+    def copy(folder): # as `read_folder` gives it
         shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(folder, new, ignore=shutil.ignore_patterns(".*"))
     read_folder(model, copy)
@@ -160,6 +161,7 @@ def scratch_folder(): # yields a Path
         raise NeoxError(f"{e.filename or where}: could not be copied ({reason(e)}); let this user "
                         f"read it, and see that {where} has room (TMPDIR names another)") from e
 
+# %% ../../nbs/engine/archive.ipynb #17747fc4
 @contextmanager
 def named_after(
     path: Path, # an archive or a run
@@ -172,6 +174,31 @@ def named_after(
         named = str(e).replace(f"{folder}{os.sep}", f"{path}, ").replace(str(folder), str(path))
         raise NeoxError(named if str(path) in named else f"{path}: {named}") from None
 
+# %% ../../nbs/engine/archive.ipynb #55c5c288
+def check_packing(
+    path: Path, # the .zip to write
+    max_new_tokens: int, # for each model to write
+):
+    "Raises an error for an archive that cannot be written as it is asked for"
+    if Path(path).suffix != ".zip":
+        raise NeoxError(f"{path}: an archive is a .zip; give its name that ending")
+    if os.path.lexists(path):
+        raise NeoxError(f"{path}: is already there, and is not replaced; name a new file")
+    if not 0 < max_new_tokens <= LONGEST_SAMPLE:
+        raise NeoxError(f"max_new_tokens={max_new_tokens}: give 1 to {LONGEST_SAMPLE:,}")
+
+# %% ../../nbs/engine/archive.ipynb #2874e75d
+def write_manifest(
+    folder: Path, # with all other files of the archive
+    models: dict, # name -> PackedModel
+) -> ArchiveManifest:
+    "Writes what an archive says of itself"
+    sizes = contents(folder)
+    files = {name: PackedFile(sizes[name], sha256(folder/name)) for name in sorted(sizes)}
+    manifest = ArchiveManifest(1, versions(), models, files)
+    (folder/MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    return manifest
+
 # %% ../../nbs/engine/archive.ipynb #a5c10030
 def pack_run(
     run: Path, # a run's folder, such as runs/quickstart
@@ -180,23 +207,15 @@ def pack_run(
     max_new_tokens: int = 200, # how many tokens they write
 ) -> ArchiveManifest:
     "Packs a run with its data, models, texts and numbers into one file"
-    if Path(path).suffix != ".zip":
-        raise NeoxError(f"{path}: an archive is a .zip; give its name that ending")
-    if os.path.lexists(path):
-        raise NeoxError(f"{path}: is already there, and is not replaced; name a new file")
-    if not 0 < max_new_tokens <= LONGEST_SAMPLE:
-        raise NeoxError(f"max_new_tokens={max_new_tokens}: give 1 to {LONGEST_SAMPLE:,}")
+    check_packing(path, max_new_tokens)
     with scratch_folder() as folder:
         models = {}
         for name in gather_run(Path(run), folder):
             with named_after(run, folder):
                 models[name], text = measure(folder, name, prompt, max_new_tokens)
             (folder/"samples"/f"{name}.txt").write_bytes(text.encode())
-        sizes = contents(folder)
-        files = {name: PackedFile(sizes[name], sha256(folder/name)) for name in sorted(sizes)}
-        manifest = ArchiveManifest(1, versions(), models, files)
-        (folder/MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-        write_zip(path, {name: folder/name for name in (*files, MANIFEST)})
+        manifest = write_manifest(folder, models)
+        write_zip(path, {name: folder/name for name in (*manifest.files, MANIFEST)})
     return manifest
 
 # %% ../../nbs/engine/archive.ipynb #a5c10012

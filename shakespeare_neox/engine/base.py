@@ -1266,7 +1266,7 @@ COMMANDS = dict(                                 # command -> its module in this
     neox_prepare="engine.tokens", neox_tokenizer="engine.tokens", neox_train="engine.run",
     neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
     neox_archive="engine.archive", neox_verify="engine.archive",
-    neox_finetune="finetune", neox_evaluate="evaluate",
+    neox_finetune="finetune", neox_chat="engine.chat", neox_evaluate="evaluate",
     neox_benchmark="benchmark")
 
 # %% ../../nbs/engine/base.ipynb #ba5e00d9

@@ -48,7 +48,7 @@ from .base import NeoxError, assets, cache_folder, hub_error, is_ours
 from .base import locked, nearest, new_file, new_folder, read_folder
 from .base import read_json, reason, say, set_aside, shown, validate
 from .base import write_whole
-from .corpora import download
+from .downloads import download
 from .settings import LARGEST, MOST_LAYERS
 from .tokens import load_tokenizer
 from .decode import known_ids

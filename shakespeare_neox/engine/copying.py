@@ -35,7 +35,7 @@ def paired(
     pairs = left[:size]*(right.max(initial=0) + 1) + right[shift:shift + size]
     return np.unique(pairs, return_inverse=True)[1].reshape(-1)
 
-# %% ../../nbs/engine/copying.ipynb #c0b1000d
+# %% ../../nbs/engine/copying.ipynb #62006f50
 def in_source(
     numbers: np.ndarray, # of all n-grams of the text and the source, as they are joined
     n: int, # symbols in each
@@ -44,6 +44,7 @@ def in_source(
     "Which n-grams of the text occur in the source"
     return np.isin(numbers[:max(0, size - n + 1)], numbers[size:])
 
+# %% ../../nbs/engine/copying.ipynb #c0b1000d
 def matches(
     text, # str, or list of words or ids
     source, # the same kind

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPEAKERS', 'CHAT_TEMPLATE', 'turn_message', 'question_and_answer', 'check_dialogue', 'messages_of', 'checked_lines',
            'parquet_rows', 'Example', 'Instructions', 'record_readers', 'instruction_files', 'read_instructions',
-           'split_examples', 'template_of', 'with_template', 'render', 'marks_on', 'check_forgery', 'chat_ids']
+           'split_examples', 'without_overlap', 'template_of', 'with_template', 'render', 'marks_on', 'check_forgery',
+           'chat_ids', 'Encoded']
 
 # %% ../../nbs/engine/instructions.ipynb #abc37a0e
 import copy
@@ -16,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import NeoxError
-from .corpora import ANSWERED, ASKED, FIELDS, GIVEN, OTHER_WORDS, TURNS
+from .base import NeoxError, say
+from .corpora import load_corpus
+from .records import ANSWERED, ASKED, FIELDS, GIVEN, OTHER_WORDS, TURNS
 
 # %% ../../nbs/engine/instructions.ipynb #fbec0fed
-from .corpora import READERS, as_text, check_file, json_object, kind_of
+from .records import READERS, as_text, json_object, kind_of
 
 # %% ../../nbs/engine/instructions.ipynb #f7ebb497
-from .corpora import load_corpus, parquet_batches, record_lines, turn_content
+from .records import parquet_records, record_lines, turn_content
 
 # %% ../../nbs/engine/instructions.ipynb #d6e37f86
 SPEAKERS = dict(system="system", user="user", human="user", assistant="assistant", gpt="assistant")
@@ -112,10 +114,7 @@ def parquet_rows(
     path: Path, # a .parquet file
 ): # yields (record, place)
     "The records of .parquet, with their category"
-    check_file(path)
-    for done, rows, _ in parquet_batches(path, (*FIELDS, *OTHER_WORDS, "category")):
-        for number, record in enumerate(rows, done + 1):
-            yield record, f"{path}, row {number}"
+    yield from parquet_records(path, wanted=(*FIELDS, *OTHER_WORDS, "category"))
 
 # %% ../../nbs/engine/instructions.ipynb #e05a7c38
 @dataclass
@@ -128,6 +127,10 @@ class Example:
     @property
     def question(self): # the first words of the user
         return next(m["content"] for m in self.messages if m["role"] == "user")
+
+    @property
+    def key(self): # the same for questions that differ in case and spaces alone
+        return " ".join(self.question.casefold().split())
 
 @dataclass
 class Instructions:
@@ -195,14 +198,26 @@ def split_examples(
     "Splits by category; all answers to one question go the same way"
     rng, held = np.random.Generator(np.random.Philox(key=[seed, 0])), set()
     for category in sorted({example.category for example in examples}):
-        questions = sorted({e.question for e in examples if e.category == category})
+        questions = sorted({e.key for e in examples if e.category == category})
         n = max(len(questions) > 1, round(share*len(questions)))
         held |= {questions[i] for i in rng.permutation(len(questions))[:n]}
-    train = [example for example in examples if example.question not in held]
-    valid = [example for example in examples if example.question in held]
+    train = [example for example in examples if example.key not in held]
+    valid = [example for example in examples if example.key in held]
     if not (train and valid):
         raise NeoxError(f"{len(examples)} examples are too few to hold some out; give more")
     return train, valid
+
+# %% ../../nbs/engine/instructions.ipynb #aa15f002
+def without_overlap(
+    train: list, # of Example
+    valid: list, # of Example, held out
+) -> tuple: # examples to train on, how many were taken out
+    "Takes what is held out from what is trained on"
+    held = {example.key for example in valid}
+    kept = [example for example in train if example.key not in held]
+    if not kept:
+        raise NeoxError("all questions to train on are held out too; give other held-out records")
+    return kept, len(train) - len(kept)
 
 # %% ../../nbs/engine/instructions.ipynb #134c5739
 CHAT_TEMPLATE = (
@@ -294,3 +309,23 @@ def chat_ids(
             tokenizer.encode(message["content"])            # says what does not come back
         raise NeoxError("the tokenizer changes what the chat template writes; correct one of them")
     return ids
+
+# %% ../../nbs/engine/instructions.ipynb #aa15f012
+@dataclass
+class Encoded:
+    "Dialogues as token ids, and what became of the others"
+    chats: list # with a length each, none longer than the context
+    n_cut: int = 0 # longer than the context, cut at the end
+    problems: list = field(default_factory=list) # of str, one for each that was left out
+
+    def __repr__(self):
+        return (f"{len(self.chats):,} dialogues of {sum(map(len, self.chats)):,} tokens; "
+                f"{self.n_cut:,} cut to the context, {len(self.problems):,} left out")
+
+    def tell(self, part): # "train" or "valid"
+        "Says what was cut or left out, and why the first was; with nothing left it is an error"
+        why = f" ({self.problems[0]})" if self.problems else ""
+        if self.n_cut or self.problems:
+            say(f"{part}: {self}{why}")
+        if not self.chats:
+            raise NeoxError(f"{part}: no dialogue can be learned{why}")

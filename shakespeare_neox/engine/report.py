@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_EVENT', 'FIX_LINE', 'PROSE_KEYS', 'ADVICE', 'LICENCES', 'CARD',
-           'neox_report_main', 'StartEvent', 'LogEvent', 'EvaluationEvent', 'parse_event', 'read_event', 'read_log',
-           'event_line', 'Log', 'is_finite_number', 'run_mark', 'note_in_mark', 'describe', 'first_line',
+           'neox_report_main', 'StartEvent', 'LogEvent', 'EvaluationEvent', 'parse_event', 'read_event', 'log_bytes',
+           'read_log', 'event_line', 'Log', 'is_finite_number', 'run_mark', 'note_in_mark', 'describe', 'first_line',
            'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'terminal_bar', 'watching_place', 'Progress',
            'noted_signals', 'wandb_hosts', 'wandb_login', 'WandbRun', 'wandb_id', 'wandb_modes', 'public_text',
            'public', 'init_wandb', 'wandb_arguments', 'say_wandb', 'start_wandb', 'model_files', 'Board', 'draw_losses',
@@ -130,11 +130,11 @@ def read_event(
     validate(EVENTS[kind], event, where, FIX_LINE)
     return event
 
-# %% ../../nbs/engine/report.ipynb #204f7751
-def read_log(
+# %% ../../nbs/engine/report.ipynb #30574bdc
+def log_bytes(
     folder: Path, # of a run
-) -> list: # events
-    "The events of a run's log; a last line that a kill cut off does not count"
+) -> bytes:
+    "What the file of a run's log holds"
     path = Path(folder)/"log.jsonl"
     advice = "give a run's folder, such as runs/quickstart"
     if not path.exists():
@@ -142,9 +142,16 @@ def read_log(
     if not path.is_file():
         raise NeoxError(f"{path}: is not a file; {advice}")
     try:
-        *lines, last = path.read_bytes().split(b"\n")
+        return path.read_bytes()
     except OSError as e:
         raise NeoxError(f"{path}: could not be read ({reason(e)})") from None
+
+# %% ../../nbs/engine/report.ipynb #204f7751
+def read_log(
+    folder: Path, # of a run
+) -> list: # events
+    "The events of a run's log; a last line that a kill cut off does not count"
+    path, (*lines, last) = Path(folder)/"log.jsonl", log_bytes(folder).split(b"\n")
     events = [read_event(line, f"{path}, line {number}")
               for number, line in enumerate(lines, 1) if line.strip()]
     try:
@@ -157,7 +164,7 @@ def event_line(
     event: dict, # of a log
 ) -> str: # JSON
     "An event as a line of the log; null stands for a number that is not finite"
-    def finite(value):
+    def finite(value): # of an event
         return None if isinstance(value, float) and not math.isfinite(value) else value
     return json.dumps({key: finite(value) for key, value in event.items()}, allow_nan=False) + "\n"
 
@@ -378,17 +385,20 @@ class Progress(Callback):
         with redirect_stdout(Shown()) if self.kind == "terminal" else nullcontext():
             yield from self.bar
 
-    def start(self,
-        trainer, # not used
-    ):
-        self.steps = iter(self)
-        next(self.steps, None)
+# %% ../../nbs/engine/report.ipynb #abda6b74
+@patch
+def start(self: Progress,
+    trainer, # not used
+):
+    self.steps = iter(self)
+    next(self.steps, None)
 
-    def step(self,
-        trainer, # after a step
-    ):
-        if not trainer.done:
-            next(self.steps, None)
+@patch
+def step(self: Progress,
+    trainer, # after a step
+):
+    if not trainer.done:
+        next(self.steps, None)
 
 # %% ../../nbs/engine/report.ipynb #bd74aebb
 @patch
@@ -436,7 +446,7 @@ def close(self: Progress,
 def noted_signals():
     "Notes SIGINT and SIGTERM instead of obeying; yields a list that holds what came"
     came, former = [], {}
-    def note(number, frame):
+    def note(number, frame): # as the signal module gives them
         came.append(number)
         signal.signal(number, former[number] or signal.SIG_DFL)
     if threading.current_thread() is threading.main_thread():
@@ -728,12 +738,14 @@ class TrainResult:
                 f"({self.tokens_per_second:,.0f} tokens/s), best validation loss "
                 f"{self.best_loss:.4f} nats, {self.bits_per_byte:.3f} bits per byte")
 
-    def plot(self):
-        "Draws the loss curves; returns matplotlib's axes"
-        ax = new_axes(7, 3)
-        draw_losses(ax, self.events)
-        ax.set_title(self.folder.name)
-        return ax
+# %% ../../nbs/engine/report.ipynb #6692ac85
+@patch
+def plot(self: TrainResult): # matplotlib's axes
+    "Draws the loss curves"
+    ax = new_axes(7, 3)
+    draw_losses(ax, self.events)
+    ax.set_title(self.folder.name)
+    return ax
 
 # %% ../../nbs/engine/report.ipynb #a91b4d02
 def table(
@@ -741,7 +753,7 @@ def table(
     head: tuple = ("what", "figure"), # titles of the columns
 ) -> str: # Markdown
     "A table of two columns"
-    def line(cells):
+    def line(cells): # two values
         cells = [str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells]
         return f"| {cells[0]} | {cells[1]} |"
     return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *map(line, rows.items())])
@@ -779,7 +791,7 @@ def best_config(
     folder: Path, # of a run
 ) -> ModelConfig: # of its best model
     "The sizes of the model in best/"
-    def read(best):
+    def read(best): # a model folder
         return from_hf(read_json(best/"config.json", dict, "train it again"))
     return read_folder(Path(folder)/"best", read)
 

@@ -7,9 +7,11 @@ __all__ = ['MANY', 'RANGES', 'LONGEST_PROMPTS', 'neox_generate_main', 'check_in_
            'prompt_ids', 'encode_prompts', 'BoundedStream', 'stop_at', 'held_back', 'Continuation', 'end_ids',
            'decode_stream', 'stream', 'make_decoder', 'by_length', 'drop_ended', 'complete', 'in_order',
            'progress_line', 'with_progress', 'generate_many', 'generate', 'open_prompts', 'prompt_bytes', 'read_text',
-           'prompt_of', 'read_prompts', 'json_line', 'print_texts', 'one_checkpoint', 'texts_of', 'neox_generate']
+           'prompt_of', 'read_prompts', 'json_line', 'print_texts', 'one_checkpoint', 'texts_of', 'check_no_prompt',
+           'talk', 'neox_generate']
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0004
+import importlib
 import json
 import math
 import os
@@ -23,10 +25,10 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .base import NeoxError, command, nearest, reason, say
+from .base import COMMANDS, NeoxError, command, nearest, reason, say
 from .checkpoints import open_checkpoint
-from .corpora import likely_encoding
 from .decode import Decoder, generate_ids, known_ids
+from .encodings import likely_encoding
 from ..generate import TextStream
 from ..model import GPT
 from ..tokenizer import Tokenizer
@@ -592,6 +594,23 @@ def texts_of(
     for text in many:
         yield [text]
 
+# %% ../../nbs/engine/serve.ipynb #5e2ec002
+def check_no_prompt(
+    **given, # flags of `neox_generate` with their values
+):
+    "Raises an error for a flag that says nothing in a talk"
+    for name, value in given.items():
+        if value:
+            raise NeoxError(f"--{name} and --chat: a talk reads its questions line by line; "
+                            "leave one of them out")
+
+def talk(
+    **flags, # of `neox_chat`
+):
+    "Runs `neox_chat`, whose module imports this one"
+    module = importlib.import_module(f"shakespeare_neox.{COMMANDS['neox_chat']}")
+    module.neox_chat(**flags)
+
 # %% ../../nbs/engine/serve.ipynb #5e2e0034
 def neox_generate(
     *checkpoint, # model folder, run or name (default: the newest run, else the bundled model)
@@ -608,9 +627,12 @@ def neox_generate(
     seed: int = 1337, # of the draws; prompt n draws from seed + n
     batch_size: int = 32, # prompts that are written at once
     jsonl: bool = False, # write a JSON object with prompt and text for each prompt
+    chat: bool = False, # talk with a tuned model in the terminal, as neox_chat does
 ):
     "Writes text with a trained model; the prompt comes first."
     path = one_checkpoint(checkpoint, checkpoint_path)
+    if chat:
+        check_no_prompt(prompt=prompt, prompt_file=prompt_file, stop=stop, jsonl=jsonl)
     if prompt and prompt_file:
         raise NeoxError("--prompt and --prompt_file: give one of them")
     prompts = [text.replace("\\n", "\n") for text in as_texts(prompt, "prompt") or ["\\n"]]
@@ -620,6 +642,8 @@ def neox_generate(
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                     top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
     check_range(batch_size=batch_size, **settings)
+    if chat:
+        return talk(checkpoint_path=path, **settings)
     model, tokenizer = open_checkpoint(path)
     print_texts(prompts, texts_of(model, tokenizer, prompts, stop, batch_size, settings), jsonl)
 

@@ -6,12 +6,13 @@
 __all__ = ['SIGNS', 'PART', 'TINTS', 'FRAME', 'RED', 'DIGITS', 'GROUPS', 'COLORS', 'NORMS', 'ACTIVATIONS', 'LINES', 'LETTERED',
            'Picture', 'visible', 'token_texts', 'shown_ids', 'tinted', 'framed', 'show_tokens', 'evaluating',
            'check_ids', 'surprise', 'digits_below', 'surprise_note', 'mean_caption', 'red_share', 'show_surprise',
-           'attention_modules', 'queries_and_keys', 'attention_weights', 'new_figure', 'draw_weights', 'check_choice',
-           'strongest', 'show_attention', 'principal_components', 'group_of', 'known_tokens', 'chosen_tokens',
-           'nearest_tokens', 'apart', 'label_places', 'draw_points', 'embedding_rows', 'show_embeddings', 'draw_box',
-           'draw_path', 'attention_lines', 'mlp_lines', 'model_parts', 'draw_whole', 'draw_plus', 'draw_branch',
-           'draw_block', 'describe_model', 'simple_parts', 'describe_simply', 'draw_simply', 'draw_model', 'points_of',
-           'show_curves', 'Inside', 'draw_numbers', 'show_numbers', 'show_rotation', 'show_caching']
+           'attention_modules', 'queries_and_keys', 'causal_weights', 'attention_weights', 'new_figure', 'draw_weights',
+           'check_choice', 'strongest', 'attention_picture', 'show_attention', 'principal_components', 'group_of',
+           'known_tokens', 'chosen_tokens', 'nearest_tokens', 'apart', 'label_places', 'draw_points', 'embedding_rows',
+           'show_embeddings', 'draw_box', 'draw_path', 'attention_lines', 'mlp_lines', 'model_parts', 'draw_whole',
+           'draw_plus', 'draw_branch', 'draw_sequential', 'draw_parallel', 'draw_block', 'describe_model',
+           'simple_parts', 'describe_simply', 'draw_simply', 'draw_model', 'points_of', 'show_curves', 'Inside',
+           'draw_numbers', 'show_numbers', 'show_rotation', 'show_caching']
 
 # %% ../../nbs/engine/show.ipynb #576b4ead
 import html
@@ -283,6 +284,16 @@ def queries_and_keys(
         q, k = rotate(q, *rotary), rotate(k, *rotary)
     return q, k.repeat_interleave(q.shape[1]//k.shape[1], dim=1)
 
+# %% ../../nbs/engine/show.ipynb #75a1e398
+def causal_weights(
+    q: torch.Tensor, # (B, H, T, D) queries
+    k: torch.Tensor, # (B, H, T, D) keys
+) -> torch.Tensor: # (B, H, T, T): looking token, token that is looked at
+    "Attention weights from queries and keys; nothing looks ahead"
+    scores = (q @ k.transpose(-2, -1)).float()/math.sqrt(q.shape[-1])
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(later, -torch.inf).softmax(-1)
+
 # %% ../../nbs/engine/show.ipynb #b4fec47c
 def attention_weights(
     model, # GPT
@@ -292,13 +303,9 @@ def attention_weights(
     "The attention weights of a layer"
     check_ids(model, ids)
     kept = []
-    def listen(module, args):
-        q, k = queries_and_keys(module, *args)
-        scores = (q @ k.transpose(-2, -1)).float()/math.sqrt(q.shape[-1])
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        kept.append(scores.masked_fill(later, -torch.inf).softmax(-1)[0].cpu())
-    attention = attention_modules(model)[layer]
-    handle = attention.register_forward_pre_hook(listen)
+    def listen(module, args): # before its forward pass
+        kept.append(causal_weights(*queries_and_keys(module, *args))[0].cpu())
+    handle = attention_modules(model)[layer].register_forward_pre_hook(listen)
     try:
         with evaluating(model):
             model(torch.tensor([ids], device=next(model.parameters()).device))
@@ -356,6 +363,21 @@ def strongest(
     return "\n".join(f"{name} looks at {names[at]}: {float(weight):.2f}"
                      for name, weight, at in zip(names, best, where))
 
+# %% ../../nbs/engine/show.ipynb #1a328ef9
+def attention_picture(
+    weights: torch.Tensor, # (T, T) of one head
+    texts: list, # of the tokens
+    title: str, # what is seen
+) -> Picture: # its values: the weights
+    "Attention weights as a heat map, with a scale"
+    side = 2.5 + 0.17*len(texts)
+    figure = new_figure(side + 1, side)
+    ax = figure.subplots()
+    image = draw_weights(ax, weights, texts)
+    ax.set_title(title)
+    figure.colorbar(image, ax=ax, label="attention weight (each row sums to 1)", shrink=0.7)
+    return Picture(f"{title}\n{strongest(weights, texts)}", figure=figure, values=weights)
+
 # %% ../../nbs/engine/show.ipynb #bee50ed6
 def show_attention(
     model, # GPT
@@ -369,17 +391,10 @@ def show_attention(
     check_choice("layer", layer, model.config.num_layers)
     check_choice("head", head, model.config.num_attention_heads)
     ids, left_out = shown_ids(tokenizer, text, min(longest, model.config.max_position_embeddings))
-    texts = token_texts(tokenizer, ids)
     weights = attention_weights(model, ids, layer)[head]
     title = f"Layer {layer}, head {head}: where each token looks back"
     title = "\n".join(filter(None, [title, left_out]))
-    side = 2.5 + 0.17*len(ids)
-    figure = new_figure(side + 1, side)
-    ax = figure.subplots()
-    image = draw_weights(ax, weights, texts)
-    ax.set_title(title)
-    figure.colorbar(image, ax=ax, label="attention weight (each row sums to 1)", shrink=0.7)
-    return Picture(f"{title}\n{strongest(weights, texts)}", figure=figure, values=weights)
+    return attention_picture(weights, token_texts(tokenizer, ids), title)
 
 # %% ../../nbs/engine/show.ipynb #c4b2fb2b
 def principal_components(
@@ -646,30 +661,45 @@ def draw_branch(
     draw_box(ax, side, low + 0.25*(high - low), norm, "norm")
     draw_box(ax, side, low + 0.65*(high - low), "\n".join(lines), kind)
 
+# %% ../../nbs/engine/show.ipynb #ba7c59b1
+def draw_sequential(
+    ax, # axes, the stream from 0 to 10
+    config: ModelConfig, # of the model
+):
+    "Attention, and above it the MLP"
+    norm = NORMS[config.norm]
+    draw_branch(ax, 1.7, 0.4, 4.7, f"norm_1: {norm}", attention_lines(config), "attention")
+    draw_plus(ax, 4.7)
+    draw_branch(ax, 1.7, 5.3, 9.5, f"norm_2: {norm}", mlp_lines(config), "mlp")
+    draw_plus(ax, 9.5)
+
+# %% ../../nbs/engine/show.ipynb #a6ff42e7
+def draw_parallel(
+    ax, # axes, the stream from 0 to 10
+    config: ModelConfig, # of the model
+):
+    "Attention and MLP side by side"
+    norm = NORMS[config.norm]
+    draw_branch(ax, -1.7, 1.2, 9.0, f"norm_1\n{norm}", attention_lines(config), "attention")
+    draw_branch(ax, 1.7, 1.2, 9.0, f"norm_2\n{norm}", mlp_lines(config), "mlp")
+    draw_plus(ax, 9.0)
+
 # %% ../../nbs/engine/show.ipynb #2a5a1937
 def draw_block(
     ax, # axes
     config: ModelConfig, # of the model
 ):
     "One block: the stream and what is added to it"
-    parallel, norm = config.gpt_j_residual, NORMS[config.norm]
-    form = "parallel" if parallel else "sequential"
-    ax.set(xlim=(-3.2 if parallel else -1, 3.2), ylim=(-0.6, 10.6), title=f"one block, {form}")
+    form = "parallel" if config.gpt_j_residual else "sequential"
+    left = -3.2 if config.gpt_j_residual else -1
+    ax.set(xlim=(left, 3.2), ylim=(-0.6, 10.6), title=f"one block, {form}")
     ax.axis("off")
     draw_path(ax, (0, 0), (0, 10))
     shape = f"(B, {config.seq_length:,}, {config.hidden_size:,})"
     ax.text(0, -0.35, f"stream in: {shape}", ha="center", fontsize=10)
     ax.text(0, 10.3, f"stream out: {shape}", ha="center", fontsize=10)
-    attention, mlp = attention_lines(config), mlp_lines(config)
-    if parallel:
-        draw_branch(ax, -1.7, 1.2, 9.0, f"norm_1\n{norm}", attention, "attention")
-        draw_branch(ax, 1.7, 1.2, 9.0, f"norm_2\n{norm}", mlp, "mlp")
-        draw_plus(ax, 9.0)
-    else:
-        draw_branch(ax, 1.7, 0.4, 4.7, f"norm_1: {norm}", attention, "attention")
-        draw_plus(ax, 4.7)
-        draw_branch(ax, 1.7, 5.3, 9.5, f"norm_2: {norm}", mlp, "mlp")
-        draw_plus(ax, 9.5)
+    draw = draw_parallel if config.gpt_j_residual else draw_sequential
+    draw(ax, config)
 
 # %% ../../nbs/engine/show.ipynb #3b22ce8f
 def describe_model(

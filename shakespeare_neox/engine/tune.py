@@ -50,7 +50,7 @@ class RateCurve:
 def steepest(self: RateCurve):
     "The learning rate at which the loss fell fastest, before its lowest point"
     end = max(2, self.losses.index(min(self.losses)))
-    def change(step):
+    def change(step): # between its two neighbours
         return self.losses[step + 1] - self.losses[step - 1]
     return self.rates[min(range(1, end), key=change)]
 
@@ -75,7 +75,7 @@ def range_test(
     steps: int, # at most; it ends where the loss has doubled
 ) -> tuple: # RateCurve, the last step's loss (nats)
     "Trains with a learning rate that grows by the same factor in each step"
-    def rate(step):
+    def rate(step): # from 0
         return lowest*(highest/lowest)**(step/(steps - 1))
     trainer.schedule = rate
     trainer.model.train()
@@ -208,7 +208,7 @@ def sweep_table(
     sweep: Sweep, # so far
 ) -> str: # Markdown
     "The settings of a sweep, the best first"
-    def cell(text):
+    def cell(text): # of any kind
         return text.replace("|", "\\|").replace("\n", " ")
     lines = [HEAD, "|---|---|---|---|"]
     for row in sweep.rows:

@@ -27,6 +27,7 @@ from .engine.serve import *
 from .engine.settings import *
 from .engine.show import *
 from .engine.state import *
+from .engine.tasks import *
 from .engine.text import *
 from .engine.tokens import *
 from .engine.tune import *

@@ -237,6 +237,7 @@ def metrics(self: ModelScores): # name -> rows, metric
     return {name: (rows, metric) for rows, metrics in self.groups
             for name, metric in metrics.items()}
 
+# %% ../../nbs/engine/metrics.ipynb #0f616fd0
 @patch(as_prop=True)
 def numbers(self: ModelScores): # name -> value, low, high
     "Each metric with its interval"
@@ -250,6 +251,7 @@ def __repr__(self: ModelScores):
              for name, n in self.numbers.items()]
     return f"**{self.name}** ({facts})\n\n" + markdown_table(["metric", "value", "95%"], lines)
 
+# %% ../../nbs/engine/metrics.ipynb #c51872a0
 @patch
 def _repr_markdown_(self: ModelScores):
     return repr(self)
@@ -261,6 +263,7 @@ class Compared:
     first: ModelScores # what it is compared with
     second: ModelScores # what is new
 
+# %% ../../nbs/engine/metrics.ipynb #04319fad
 @patch(as_prop=True)
 def numbers(self: Compared): # name -> first, second, and value, low, high, p of the difference
     "What both have, compared"
@@ -283,6 +286,7 @@ def __repr__(self: Compared):
     names = [self.first.name, self.second.name]
     return markdown_table(["metric", *names, "difference", "95%", "p"], lines)
 
+# %% ../../nbs/engine/metrics.ipynb #3fc76aab
 @patch
 def _repr_markdown_(self: Compared):
     return repr(self)
@@ -311,6 +315,7 @@ def about(self: ModelScores) -> dict: # for JSON
     "Its name, and on what it was measured"
     return dict(checkpoint=self.name, facts=self.facts)
 
+# %% ../../nbs/engine/metrics.ipynb #4fe897e4
 @patch
 def about(self: Compared) -> dict: # for JSON
     "Both checkpoints, and on what they were measured"
@@ -322,6 +327,7 @@ def content(self: ModelScores) -> dict: # for JSON
     "What it is about, and the numbers"
     return dict(self.about(), numbers=self.numbers)
 
+# %% ../../nbs/engine/metrics.ipynb #b8d867ce
 @patch
 def content(self: Compared) -> dict: # for JSON
     "Both checkpoints with their numbers, and the differences"

@@ -317,8 +317,11 @@ def test_another_kind_of_file(packed, capsys):
         "",
     ],
 )
-def test_names_that_lead_elsewhere(name, capsys, tmp_path):
-    before = tree(tmp_path.parent)
+def test_names_that_lead_elsewhere(name, capsys, tmp_path, monkeypatch):
+    inside = tmp_path / "a" / "b" / "c"  # each name that climbs still ends in tmp_path
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    before = tree(tmp_path)
     path = raw_zip((zipfile.ZipInfo("manifest.json"), "{}"), (zipfile.ZipInfo("xxxx"), "evil"))
     content = Path(path).read_bytes()
     if len(name) <= 4:  # names that Python would clean are set raw
@@ -330,7 +333,7 @@ def test_names_that_lead_elsewhere(name, capsys, tmp_path):
     refuses(neox_verify_main, ["evil.zip", "--out", "new"], capsys, "evil.zip", "not unpacked")
     Path("evil.zip").unlink()
     nothing_left()
-    assert tree(tmp_path.parent) == before
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(

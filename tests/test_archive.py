@@ -1,6 +1,7 @@
 "Archives of runs: the same bytes each time, and every way in which one can be damaged or forged"
 
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -494,3 +495,29 @@ def test_release_packs_a_book():
         step["with"]["path"] for step in steps if step.get("with", {}).get("name") == "model"
     ]
     assert any(Path(out).match(pattern) for pattern in attached)
+
+
+def test_release_makes_a_larger_model():
+    "The model beside a release: a card without a path, a .zip of its sum, found by its name"
+    path = ROOT / ".ci/checkpoint.py"
+    if not path.exists():
+        pytest.skip("the scripts of the release are not beside the tests")
+    spec = importlib.util.spec_from_file_location("checkpoint", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tiny = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32)
+    steps = dict(train_iters=2, eval_interval=2, data_path="sample")
+    (name,) = [name for name in script.RECIPES if name != script.SHIPPED]
+    script.RECIPES[name] = (("quickstart",), tiny | steps | dict(compile="off"))
+    Path("data/models").mkdir(parents=True)
+    script.release("v1.2.3", Path())
+    (entry,) = json.loads(Path("data/models/manifest.json").read_text()).values()
+    made = Path("dist-model", f"{name}.zip")
+    assert entry["url"].endswith(f"/v1.2.3/{name}.zip")
+    assert entry["sha256"] == hashlib.sha256(made.read_bytes()).hexdigest()
+    card = Path("dist-model", name, "README.md").read_text()
+    assert f"# {name}\n" in card and f"`neox_generate {name}`" in card
+    assert "https://github.com/shakespeare-neox/shakespeare_neox" in card
+    assert str(Path.cwd()) not in card and "loss.png" not in card
+    with zipfile.ZipFile(made) as archive:
+        assert "model.safetensors" in archive.namelist()

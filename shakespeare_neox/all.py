@@ -15,6 +15,7 @@ from .engine.encodings import *
 from .engine.evaluation import *
 from .engine.exercises import *
 from .engine.folders import *
+from .engine.harness import *
 from .engine.instructions import *
 from .engine.isolation import *
 from .engine.metrics import *
@@ -31,6 +32,7 @@ from .engine.settings import *
 from .engine.show import *
 from .engine.state import *
 from .engine.supervisor import *
+from .engine.tasks import *
 from .engine.text import *
 from .engine.tokens import *
 from .engine.tune import *

@@ -126,9 +126,11 @@ ANSWER_METRICS["bleu"] = bleu
 # %% ../nbs/05_evaluate.ipynb #48ff19a5
 def neox_evaluate(
     *checkpoint, # model folder, run or name (default: the newest run, else the bundled model)
-    text: str = "tinyshakespeare", # corpus, or a text file, that is scored
+    text: str = "", # corpus or text file that is scored (default: tinyshakespeare, or the tasks)
     part: str = "valid", # of the text: train, valid, test or all
     answers: str = "", # .jsonl with "reference" and "answer" or "prompt" in each line
+    tasks: str = "", # of lm-eval: names, .yaml files or folders of them, commas between
+    limit: int = 0, # examples of each task, 0 for all
     training_text: str = "", # corpus or file of training text, in which copies are looked for
     compare: str = "", # another checkpoint, with which it is compared
     prefer: str = "", # .jsonl file of votes: asks you which of two answers is better
@@ -139,7 +141,7 @@ def neox_evaluate(
     checkpoint_path: str = "", # the checkpoint, as a flag
     out: str = "runs/evaluation", # folder for the files
 ):
-    "Measures a checkpoint, or compares two: bits per byte, perplexity, ROUGE, BLEU, copying."
+    "Measures a checkpoint, or compares two: bits per byte, perplexity, ROUGE, BLEU, copying, tasks"
     run_evaluation(Request(**locals()), TEXT_METRICS, score_answers, ANSWER_METRICS)
 
 neox_evaluate_main = command(neox_evaluate)

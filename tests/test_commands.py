@@ -1,5 +1,6 @@
 "Whole commands as a person runs them, each in a process of its own"
 
+import importlib.metadata
 import importlib.util
 import inspect
 import io
@@ -15,24 +16,12 @@ from pathlib import Path
 import pytest
 from conftest import TINY, succeeds, tree
 
+from shakespeare_neox.engine.base import COMMANDS
 from shakespeare_neox.engine.run import neox_train_main
 from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.tokens import neox_prepare_main
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMANDS = dict(
-    neox_prepare="engine.tokens",
-    neox_tokenizer="engine.tokens",
-    neox_train="engine.run",
-    neox_report="engine.report",
-    neox_tune="engine.tune",
-    neox_generate="engine.serve",
-    neox_archive="engine.archive",
-    neox_verify="engine.archive",
-    neox_finetune="finetune",
-    neox_chat="engine.chat",
-    neox_evaluate="evaluate",
-)
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"
 
@@ -302,6 +291,15 @@ def test_errors_are_one_line():
     assert (
         done.returncode not in (0, 2) and "Traceback" in done.stderr and "NeoxError" in done.stderr
     )
+
+
+def test_all_commands_are_tested():
+    "What an installation starts is what is tested here"
+    installed = importlib.metadata.entry_points(group="console_scripts")
+    names = {entry.name for entry in installed if entry.value.startswith("shakespeare_neox.")}
+    if not names:
+        pytest.skip("not installed in this environment")
+    assert set(COMMANDS) == names
 
 
 @pytest.mark.parametrize("name", COMMANDS)

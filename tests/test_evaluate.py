@@ -2,16 +2,21 @@
 
 import json
 import math
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import refuses
+from conftest import refuses, tree
 
 from shakespeare_neox import evaluate
 from shakespeare_neox.data import eval_batches
-from shakespeare_neox.engine import answers, metrics, preferences
+from shakespeare_neox.engine import answers, evaluation, metrics, preferences
 from shakespeare_neox.engine.base import NeoxError, assets
 from shakespeare_neox.engine.checkpoints import open_checkpoint
 from shakespeare_neox.engine.tokens import load_tokenizer
@@ -280,6 +285,77 @@ def test_votes_are_resumed(tmp_path):
     pairs(path).ask(lambda question: pytest.fail("all were asked"))
 
 
+VOTER = """
+import sys, time
+from pathlib import Path
+from shakespeare_neox.engine.preferences import BlindPairs
+
+n = int(sys.argv[2])
+prompts, first, second = ([f"{kind} {i}" for i in range(n)] for kind in "PQR")
+
+def reader(question):
+    print(question.split(" of ")[0].strip(), flush=True)       # all votes before it are sure now
+    time.sleep(0.002)
+    return "a" if "A: Q" in question else "b"
+
+BlindPairs(prompts, first, second, Path(sys.argv[1])).ask(reader)
+"""
+
+
+def test_kill_at_any_instant(tmp_path):
+    """Votes of a person whose process is killed again and again: what was followed by another
+    question is there, each pair has one vote, and none is asked twice"""
+    path, n, asked, kills = tmp_path / "votes.jsonl", 300, [], 0
+    draws = random.Random(0)
+    while len(pairs(path, n).votes) < n:
+        voter = [sys.executable, "-c", VOTER, str(path), str(n)]
+        process = subprocess.Popen(voter, stdout=subprocess.PIPE, text=True)
+        first = process.stdout.readline()
+        time.sleep(draws.uniform(0.01, 0.15))
+        process.send_signal(signal.SIGKILL)
+        seen = [int(number) for number in (first + process.communicate()[0]).split()]
+        kills += process.returncode == -signal.SIGKILL
+        votes = pairs(path, n).votes
+        assert set(range(seen[-1] - 1)) <= set(votes), "a vote that was followed is lost"
+        assert not asked or seen[0] in (asked[-1], asked[-1] + 1), "goes on where it stopped"
+        asked = seen
+    assert kills >= 3
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(line["pair"] for line in lines) == list(range(n))
+    assert {line["vote"] for line in lines} == {"first"}
+
+
+def test_cut_off_anywhere(tmp_path):
+    "A last line that was cut off at any byte: its vote alone is asked again"
+    path = tmp_path / "votes.jsonl"
+    pairs(path, 4).ask(lambda question: "a")
+    whole = path.read_bytes()
+    start = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for end in range(start, len(whole)):
+        path.write_bytes(whole[:end])
+        asked = []
+        pairs(path, 4).ask(lambda question, asked=asked: asked.append(question) or "a")
+        assert len(asked) == 1 and path.read_bytes() == whole, whole[start:end]
+
+
+def test_each_vote_is_on_the_disk_before_the_next_question(tmp_path, monkeypatch):
+    "The file is synced with the vote in it; its folder too when the file is new"
+    path, happened, sync = tmp_path / "votes.jsonl", [], os.fsync
+
+    def watched(descriptor):
+        sync(descriptor)
+        folder = os.path.isdir(f"/proc/self/fd/{descriptor}")
+        happened.append("folder" if folder else len(path.read_bytes().splitlines()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    pairs(path, 3).ask(lambda question: happened.append("asks") or "a")
+    wanted = ["asks", 1, "folder", "asks", 2, "asks", 3]
+    if not os.path.isdir("/proc/self/fd"):
+        wanted.remove("folder")
+        happened = [each for each in happened if each != "folder"]
+    assert happened == wanted
+
+
 def test_votes_of_other_texts(tmp_path):
     path = tmp_path / "votes.jsonl"
     pairs(path).ask(lambda question: "a")
@@ -330,6 +406,13 @@ def test_bad_files(tmp_path):
     file.write_bytes('{"reference": "naïve", "answer": "x"}\n'.encode("latin-1"))
     with pytest.raises(NeoxError, match="UTF-8"):
         answers.read_answers(file)
+
+
+def test_a_reference_without_a_word():
+    for references, said in ((["x", ""], ["y", "y"]), (["?!"], ["y"]), ([], []), (["x"], [])):
+        with pytest.raises(NeoxError) as error:
+            evaluate.score_answers(references, said)
+        assert "\n" not in str(error.value)
 
 
 def test_missing_extra(monkeypatch):
@@ -392,3 +475,134 @@ def test_refused(here, verse, capsys, words, part):
     (here / "held.txt").write_text(verse, encoding="utf-8")
     text = [] if "--text" in words else ["--text", "held.txt"]
     refuses(evaluate.neox_evaluate_main, [*text, *words], capsys, part)
+
+
+@pytest.mark.parametrize(
+    "words, flag",
+    [
+        (["--out", "file/out"], "--out"),
+        (["--out", "held.txt"], "--out"),
+        (
+            ["--compare", "b", "--answers", "a.jsonl", "--prefer", "file/votes.jsonl"],
+            "file/votes.jsonl",
+        ),
+        (["--compare", "b", "--answers", "a.jsonl", "--prefer", "held.txt"], "held.txt"),
+    ],
+)
+def test_outputs_are_tried_first(here, verse, capsys, monkeypatch, words, flag):
+    "Before anything is read, and nothing is left behind"
+    (here / "held.txt").write_text(verse, encoding="utf-8")
+    (here / "file").write_text("no folder")
+    for work in ("load_corpus", "read_answers", "open_checkpoint"):
+        monkeypatch.setattr(evaluation, work, None)
+    before = tree(here)
+    refuses(
+        evaluate.neox_evaluate_main, ["shakespeare", "--text", "held.txt", *words], capsys, flag
+    )
+    assert tree(here) == before
+
+
+def test_a_text_that_was_trained_on(here, verse, capsys):
+    """A scored text that stands in the training text is reported; the held-out part of the training
+    text itself does not"""
+    text = (assets("data") / "sample.txt").read_text(encoding="utf-8")
+    (here / "held.txt").write_text(verse, encoding="utf-8")
+    (here / "train.txt").write_text(text[:6000], encoding="utf-8")
+    (here / "other.txt").write_text(text[-6000:], encoding="utf-8")
+    words = ["shakespeare", "--part", "all", "--out", "out", "--text"]
+    warning = "stand in the training text"
+    for scored, trained, known in (("held", "train", True), ("held", "other", False)):
+        flags = [f"{scored}.txt", "--training_text", f"{trained}.txt"]
+        evaluate.neox_evaluate_main([*words, *flags])
+        assert (warning in capsys.readouterr().err) == known, (scored, trained)
+    valid = ["train.txt", "--training_text", "train.txt", "--part", "valid"]
+    evaluate.neox_evaluate_main([*words, *valid])
+    assert warning not in capsys.readouterr().err
+
+
+def test_references_that_were_trained_on(here, verse, capsys):
+    (here / "held.txt").write_text(verse, encoding="utf-8")
+    (here / "train.txt").write_text("Well. The ink is dry, and all is well. Well.")
+    record = dict(answer="It is.", reference="The ink is dry, and all is well.")
+    (here / "answers.jsonl").write_text(f"{json.dumps(record)}\n" * 2)
+    words = ["shakespeare", "--text", "held.txt", "--answers", "answers.jsonl", "--out", "out"]
+    evaluate.neox_evaluate_main([*words, "--training_text", "train.txt"])
+    said = capsys.readouterr().err
+    assert "2 of 2 references stand in the training text" in said
+    assert "1 of 2 records stand there more than once" in said
+
+
+KINDS = dict(
+    bert=(dict(model_type="bert", architectures=["BertForMaskedLM"]), "model_type"),
+    t5=(dict(model_type="t5", architectures=["T5ForConditionalGeneration"]), "model_type"),
+    nothing=({}, "model_type"),
+    adapter=(None, "config.json"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("flag", ["--checkpoint_path", "--compare"])
+def test_a_checkpoint_of_another_kind(here, verse, capsys, kind, flag):
+    "An encoder, a translator, a folder without a kind, an adapter without its model"
+    config, part = KINDS[kind]
+    (here / "held.txt").write_text(verse, encoding="utf-8")
+    (here / "other").mkdir()
+    if config is None:
+        (here / "other/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    else:
+        (here / "other/config.json").write_text(json.dumps(config))
+    words = ["--text", "held.txt", "--out", "out", flag, "other"]
+    refuses(evaluate.neox_evaluate_main, words, capsys, "other", part)
+    assert not (here / "out").exists()
+
+
+def test_tokenizers_that_differ(here, verse, capsys):
+    "Bits per byte are compared, what counts tokens is not, and one line says so"
+    from shakespeare_neox.engine.checkpoints import save_model
+    from shakespeare_neox.engine.vocab import train_tokenizer
+    from shakespeare_neox.model import GPT, ModelConfig
+
+    (here / "held.txt").write_text(verse, encoding="utf-8")
+    tokenizer = train_tokenizer(verse * 3, "bpe", 270)
+    sizes = dict(num_layers=1, hidden_size=16, num_attention_heads=2, seq_length=16)
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**sizes, vocab_size=tokenizer.vocab_size))
+    save_model(model, here / "pairs", tokenizer)
+    words = ["shakespeare", "--compare", "pairs", "--text", "held.txt", "--out", "out"]
+    evaluate.neox_evaluate_main([*words, "--part", "all"])
+    found = json.loads((here / "out/comparison.json").read_text())
+    assert set(found["difference"]) == {"bits_per_byte", "bits_per_character"}
+    assert found["difference"]["bits_per_byte"]["value"] < -1
+    assert capsys.readouterr().err.count("the tokenizers differ") == 1
+    assert all((here / f"out/comparison.{kind}").stat().st_size > 100 for kind in ("md", "png"))
+
+
+@pytest.mark.slow
+def test_wandb_keeps_the_numbers(here):
+    "Read back from W&B's own file: each number, and on what it was measured"
+    from test_wandb import records
+
+    rows = dict(rouge1=np.array([0.5, 1.0]), answers=np.ones(2))
+    group = (rows, dict(rouge1=metrics.mean_of("rouge1")))
+    code = (
+        "import numpy as np; from shakespeare_neox.engine import metrics as m; "
+        "rows = dict(rouge1=np.array([0.5, 1.0]), answers=np.ones(2)); "
+        "group = (rows, dict(rouge1=m.mean_of('rouge1'))); "
+        "assert m.send(m.ModelScores('one', [group], dict(stride=128)), '.')"
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    env |= dict(HOME=str(here), WANDB_MODE="offline")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "wandb sync" in done.stderr, done.stderr
+    (kept,) = here.glob("wandb/offline-run-*/*.wandb")
+    found, config = {}, {}
+    for record in records(kept):
+        for item in record.history.item:
+            found[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        for item in (*record.run.config.update, *record.config.update):
+            config[item.key] = json.loads(item.value_json)
+    wanted = metrics.flat_numbers(metrics.ModelScores("one", [group]).numbers)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+    assert config["checkpoint"] == "one" and config["facts"] == {"stride": 128}

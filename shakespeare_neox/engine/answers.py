@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['APART', 'ENTITIES', 'LONGEST_ANSWER', 'rouge_words', 'ngrams', 'bleu_words', 'library_scores', 'distinct',
            'repetition', 'copied_shares', 'copied', 'check_text', 'check_answer', 'read_answers', 'check_pairs',
-           'doubts', 'question_ids', 'answered']
+           'twice_there', 'known_references', 'doubts', 'message_ids', 'question_ids', 'answered']
 
 # %% ../../nbs/engine/answers.ipynb #6c4a475e
 import re
@@ -20,13 +20,14 @@ from .instructions import chat_ids, template_of
 from .records import jsonl_records
 from .serve import complete, encode_prompts, in_order, with_progress
 
-# %% ../../nbs/engine/answers.ipynb #4b6ac94f
+# %% ../../nbs/engine/answers.ipynb #eb765e12
 def rouge_words(
     text: str, # any text
 ) -> list: # of str
     "Lower-case words of letters and digits, as rouge-score takes them, without stemming"
     return re.findall(r"[a-z0-9]+", text.lower())
 
+# %% ../../nbs/engine/answers.ipynb #280b4fa6
 def ngrams(
     words: list, # of str
     n: int, # words in each
@@ -64,7 +65,7 @@ def library_scores(
     means = {name: float(np.mean([scores[name].fmeasure for scores in each])) for name in names}
     return dict(means, bleu=sacrebleu.corpus_bleu(answers, [references]).score)
 
-# %% ../../nbs/engine/answers.ipynb #22d6f25c
+# %% ../../nbs/engine/answers.ipynb #c3b56c58
 def distinct(
     texts: list, # of str
     n: int, # words in an n-gram
@@ -73,6 +74,7 @@ def distinct(
     counts = sum((ngrams(rouge_words(text), n) for text in texts), Counter())
     return len(counts)/counts.total() if counts else 0.0
 
+# %% ../../nbs/engine/answers.ipynb #727276a7
 def repetition(
     text: str, # any text
     n: int = 4, # words in an n-gram
@@ -168,19 +170,33 @@ def check_pairs(
         raise NeoxError(f"reference {empty[0]:,} has no word that ROUGE counts, of {len(empty):,} "
                         "such; leave these pairs out")
 
-# %% ../../nbs/engine/answers.ipynb #e5168816
+# %% ../../nbs/engine/answers.ipynb #ea944d5b
+def twice_there(
+    records: list, # of `read_answers`
+) -> int: # records that stand there once more
+    "How many records are copies of others"
+    kinds = Counter((record.get("prompt"), record["reference"]) for record in records)
+    return kinds.total() - len(kinds)
+
+# %% ../../nbs/engine/answers.ipynb #485adae5
+def known_references(
+    records: list, # of `read_answers`
+    source: str, # training text
+) -> int: # records whose reference stands in it
+    "How many references of five words or more stand in a text"
+    spaced, known = f" {' '.join(rouge_words(source))} ", 0
+    for record in records:
+        words = rouge_words(record["reference"])
+        known += len(words) >= 5 and f" {' '.join(words)} " in spaced
+    return known
+
+# %% ../../nbs/engine/answers.ipynb #2aeecae6
 def doubts(
     records: list, # of `read_answers`
     source: str = "", # training text
 ) -> list: # lines, none if all is well
     "What speaks against a test"
-    kinds = Counter((record.get("prompt"), record["reference"]) for record in records)
-    twice = kinds.total() - len(kinds)
-    known, spaced = 0, f" {' '.join(rouge_words(source))} "
-    for record in records:
-        words = rouge_words(record["reference"])
-        known += len(words) >= 5 and f" {' '.join(words)} " in spaced
-    lines = []
+    twice, known, lines = twice_there(records), known_references(records, source), []
     if twice:
         lines.append(f"{twice:,} of {len(records):,} records stand there more than once")
     if known:
@@ -188,7 +204,22 @@ def doubts(
                      "for word: they show memory, not skill")
     return lines
 
-# %% ../../nbs/engine/answers.ipynb #ee6677b5
+# %% ../../nbs/engine/answers.ipynb #b6b662ba
+def message_ids(
+    tokenizer, # with a chat template
+    prompts: list, # of str
+    window: int, # tokens that the model sees
+) -> list: # ids of each
+    "Prompts as the messages of a user"
+    rows = []
+    for number, prompt in enumerate(prompts, 1):
+        rows.append(chat_ids(tokenizer, [dict(role="user", content=prompt)], prompt=True))
+        if len(rows[-1]) > window:
+            raise NeoxError(f"prompt {number:,}: has {len(rows[-1]):,} tokens as a message, the "
+                            f"model's window holds {window:,}; shorten it")
+    return rows
+
+# %% ../../nbs/engine/answers.ipynb #fb42698a
 def question_ids(
     model, # a GPT
     tokenizer, # of the model
@@ -197,13 +228,7 @@ def question_ids(
     "Prompts as the model expects them: messages if its tokenizer has a chat template"
     if template_of(tokenizer) is None:
         return encode_prompts(model, tokenizer, prompts)
-    rows, window = [], model.config.max_position_embeddings
-    for number, prompt in enumerate(prompts, 1):
-        rows.append(chat_ids(tokenizer, [dict(role="user", content=prompt)], prompt=True))
-        if len(rows[-1]) > window:
-            raise NeoxError(f"prompt {number:,}: has {len(rows[-1]):,} tokens as a message, the "
-                            f"model's window holds {window:,}; shorten it")
-    return rows
+    return message_ids(tokenizer, prompts, model.config.max_position_embeddings)
 
 # %% ../../nbs/engine/answers.ipynb #9cbeefb2
 def answered(

@@ -15,6 +15,7 @@ from .engine.encodings import *
 from .engine.evaluation import *
 from .engine.folders import *
 from .engine.instructions import *
+from .engine.lora import *
 from .engine.metrics import *
 from .engine.optimizers import *
 from .engine.preferences import *

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from .data import NO_TARGET, Batch
 from .engine.base import NeoxError, command, is_main
 from .engine.instructions import Encoded, Example, chat_ids
+from .engine.lora import lora_given
 from .engine.recipe import parse_override
 from .engine.state import RunData
 from .engine.tuning import RowData, check_given, pack_rows, tune_model
@@ -163,13 +164,18 @@ def neox_finetune(
     held_out: float = 0.1, # share of each category that is scored, not trained on
     valid_path: str = "", # held-out records in a file of their own, in place of a share
     watch: str = "", # a text of pretraining, scored to see what is forgotten
+    lora_rank: int = None, # train LoRA adapters of this rank in place of all weights
+    lora_alpha: float = None, # scale of the adapters (default: twice their rank)
+    lora_dropout: float = None, # share of its input that an adapter does not see (default: 0)
+    lora_target_modules: str = "", # such as q_proj,k_proj,v_proj (default: all-linear)
 ):
     "Tunes a model on instructions; its best version is printed"
     check_given(dataset_path=dataset_path, finetuned_model_dir=finetuned_model_dir)
     given = [parse_override(word) for word in words]
+    lora = lora_given(lora_rank, lora_alpha, lora_dropout, lora_target_modules)
     result = finetune(pretrained_ckpt_path, dataset_path, Path(finetuned_model_dir), *given,
                       tokenizer_path=tokenizer_path, held_out=held_out, valid_path=valid_path,
-                      watch=watch)
+                      watch=watch, lora=lora)
     if is_main():
         print(result.folder/"best")
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TUNING', 'RowData', 'pack_rows', 'tuning_recipe', 'open_base', 'watched_text', 'WatchedText', 'Forgetting',
-           'tuning_examples', 'chat_run', 'check_given', 'tune_model']
+           'tuning_examples', 'with_lora', 'chat_run', 'check_given', 'tune_model']
 
 # %% ../../nbs/engine/tuning.ipynb #363c9533
 import copy
 import hashlib
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data import Batch, eval_batches
-from .base import NeoxError, is_main, say, write_whole
+from .base import NeoxError, import_extra, is_main, say, write_whole
 from .checkpoints import find_checkpoint
 from .corpora import load_corpus
 
@@ -32,6 +33,8 @@ from ..train import score
 
 # %% ../../nbs/engine/tuning.ipynb #c4a70002
 from .instructions import with_template, without_overlap
+from .lora import Lora, add_adapters, trained_line
+from .run import NAMES_NO_TEXT
 
 # %% ../../nbs/engine/tuning.ipynb #d82e881d
 class RowData:
@@ -131,12 +134,14 @@ def tuning_recipe(
     *given: dict, # settings, nested; later ones override earlier ones
 ) -> Recipe:
     "The settings of a run that tunes a given model"
-    strange = sorted(MODEL_KEYS.intersection(key for layer in given for key in layer))
-    if strange:
-        raise NeoxError(f"{strange[0]}: belongs to the model, which is given; leave it out")
+    keys = [key for layer in given for key in layer]
+    for what, names in (("model", MODEL_KEYS), ("text", (*NAMES_NO_TEXT, "fit_to_text"))):
+        strange = sorted(set(keys).intersection(names))
+        if strange:
+            raise NeoxError(f"{strange[0]}: belongs to the {what}, which is given; leave it out")
     _, settings = read_recipes("quickstart")
     merge(settings, copy.deepcopy(TUNING), *given, dict(save=str(folder)))
-    if settings["train_iters"] and not any("train_epochs" in layer for layer in given):
+    if settings["train_iters"] and "train_epochs" not in keys:
         settings["train_epochs"] = None
     return sort_settings("finetune", settings)
 
@@ -254,19 +259,36 @@ def tuning_examples(
         say(f"{n_same:,} records of {dataset} ask what {valid_path} holds out; not trained on")
     return train, other.examples
 
+# %% ../../nbs/engine/tuning.ipynb #10ac0012
+def with_lora(
+    recipe: Recipe, # stays as it is
+    lora: Lora, # checked
+) -> Recipe:
+    "A recipe that names the adapters of its run"
+    if recipe.train.optimizer_type == "muon":
+        raise NeoxError("optimizer.type: Muon is for whole matrices, not for LoRA's thin ones; "
+                        "give Adam")
+    return replace(recipe, settings={**recipe.settings, "lora": asdict(lora)})
+
 # %% ../../nbs/engine/tuning.ipynb #8b4bc32d
 def chat_run(
-    model, # GPT, changed in place when the run trains
+    model, # GPT, changed in place when the run trains, and at once if it gets adapters
     data: RunData, # dialogues
     folder: Path, # of the run
     *given: dict, # settings that override `TUNING`
     prompt: list = None, # messages whose answer is sampled at each evaluation
+    lora: Lora = None, # adapters that are trained in place of all weights
+    adapts: str = "", # the name of the model, for its adapters
 ) -> Run:
     "A run that tunes a model on dialogues"
     asked = {}
     if prompt:
         asked["sample_prompt"] = render(data.tokenizer, prompt, prompt=True)
-    return make_run(tuning_recipe(folder, asked, *given), model=model, data=data)
+    recipe = tuning_recipe(folder, asked, *given)
+    if lora:
+        recipe = with_lora(recipe, lora.checked(model.config))
+        add_adapters(model, lora, recipe.train.seed, adapts)
+    return make_run(recipe, model=model, data=data)
 
 # %% ../../nbs/engine/tuning.ipynb #834ad596
 def check_given(
@@ -290,14 +312,19 @@ def tune_model(
     held_out: float = 0.1, # share of each category
     valid_path: str = "", # held-out records in a file of their own
     watch: str = "", # a text whose loss tells what is forgotten
+    lora: Lora = None, # adapters that are trained in place of all weights
     shown: str = None, # "notebook", "terminal" or "lines"; found out if not given
 ): # TrainResult
     "Tunes a model on instructions"
+    if lora:
+        import_extra("peft", "lora")                        # its lack is said before all else
     model, tokenizer = open_base(path, tokenizer_path)
     train, valid = tuning_examples(dataset, held_out, valid_path)
     data = make_data(tokenizer, train, valid, model.config.seq_length, str(dataset))
     data.command = f"neox_finetune with --finetuned_model_dir {folder}"
-    run = chat_run(model, data, folder, *given, prompt=valid[0].messages[:-1])
+    run = chat_run(model, data, folder, *given, prompt=valid[0].messages[:-1], lora=lora,
+                   adapts=str(path).removeprefix("hf:"))
+    say(trained_line(run.model))
     say(f"held-out answers before tuning: {evaluate(run)['loss']:.4f} nats a token")
     forgetting = Forgetting(run, WatchedText(watched_text(watch), tokenizer)) if watch else None
     if forgetting and is_main():

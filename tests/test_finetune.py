@@ -135,6 +135,16 @@ def test_context_and_system():
         (dict(messages=[]), "messages"),
         (dict(messages=said("", "So.")), "empty"),
         (dict(prompt="half \ud800", completion="So."), "half a character"),
+        (
+            dict(system="Be brief.", messages=said("Why?", "So.", system="Be long.")),
+            "roles are system, system",
+        ),
+        (dict(text="Why? So.", instruction=["Why?"], output="So."), "instruction holds list"),
+        (dict(text="Why? So.", messages=[dict(x="Why?")]), "a turn needs role and content"),
+        (
+            dict(text="Why? So.", instruction="Why?", prompt="Why?", output="So."),
+            "no question with an answer",
+        ),
     ],
 )
 def test_bad_records_are_named(record, word):

@@ -188,6 +188,9 @@ def split_examples(
     seed: int = 0, # of the choice
 ) -> tuple: # examples to train on, held-out examples
     "Splits by category; all answers to one question go the same way"
+    if not 0 < share < 1:
+        raise NeoxError(f"held_out: {share} is out of range; give a share of the examples, "
+                        "such as 0.1")
     rng, held = np.random.Generator(np.random.Philox(key=[seed, 0])), set()
     for category in sorted({example.category for example in examples}):
         questions = sorted({e.key for e in examples if e.category == category})

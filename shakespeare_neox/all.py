@@ -18,6 +18,7 @@ from .engine.folders import *
 from .engine.harness import *
 from .engine.instructions import *
 from .engine.isolation import *
+from .engine.lora import *
 from .engine.metrics import *
 from .engine.optimizers import *
 from .engine.pass_rate import *

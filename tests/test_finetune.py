@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refuses, succeeds
+from conftest import refuses, succeeds, tree
 
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.chat import Dialogue, answers, chat_loop, fit_dialogue, neox_chat_main
@@ -35,10 +35,15 @@ from shakespeare_neox.engine.instructions import (
 from shakespeare_neox.engine.run import evaluate, train_run
 from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.tokens import load_tokenizer
-from shakespeare_neox.engine.tuning import Forgetting, WatchedText, chat_run, pack_rows
+from shakespeare_neox.engine.tuning import (
+    Forgetting,
+    PackedChats,
+    WatchedText,
+    chat_run,
+    pack_rows,
+)
 from shakespeare_neox.engine.vocab import train_tokenizer
 from shakespeare_neox.finetune import (
-    PackedChats,
     chat_data,
     encode_chat,
     encode_chats,
@@ -135,6 +140,16 @@ def test_context_and_system():
         (dict(messages=[]), "messages"),
         (dict(messages=said("", "So.")), "empty"),
         (dict(prompt="half \ud800", completion="So."), "half a character"),
+        (
+            dict(system="Be brief.", messages=said("Why?", "So.", system="Be long.")),
+            "roles are system, system",
+        ),
+        (dict(text="Why? So.", instruction=["Why?"], output="So."), "instruction holds list"),
+        (dict(text="Why? So.", messages=[dict(x="Why?")]), "a turn needs role and content"),
+        (
+            dict(text="Why? So.", instruction="Why?", prompt="Why?", output="So."),
+            "no question with an answer",
+        ),
     ],
 )
 def test_bad_records_are_named(record, word):
@@ -433,7 +448,7 @@ def test_packed_equals_unpacked(tokenizer, pos_emb):
 
 def test_each_epoch_reads_every_row_once(tokenizer):
     chats = encode_chats(tokenizer, some_examples(), 64).chats
-    packed = PackedChats(chats, tokenizer, 64)
+    packed = PackedChats(chats, tokenizer, 64, packed_batch)
     n = len(packed.rows)
 
     def rows_of(start, count):
@@ -449,7 +464,7 @@ def test_each_epoch_reads_every_row_once(tokenizer):
     scored = list(packed.scored_batches(2, 64))
     assert sum(batch.n_targets for batch in scored) == packed.n_tokens
     other = [replace(chats[0], answer=np.roll(chats[0].answer, 1)), *chats[1:]]
-    assert PackedChats(other, tokenizer, 64).checksum() != packed.checksum()
+    assert PackedChats(other, tokenizer, 64, packed_batch).checksum() != packed.checksum()
 
 
 # runs
@@ -612,6 +627,102 @@ def test_command_refuses(tokenizer, capsys):
     other = [*here, "--finetuned_model_dir", "x", "--tokenizer_path", "tokenizer.json"]
     refuses(neox_finetune_main, other, capsys, "is not the tokenizer that the model")
     assert not Path("x").exists()
+
+
+# families and flags
+
+# Pythia-160m has 12 layers, 12 heads and width 768; so have GPT-2 and the smallest LLaMAs
+SHAPE = dict(num_layers=3, hidden_size=48, num_attention_heads=3)
+FAMILIES = dict(
+    gpt_neox=dict(pos_emb="rotary", rotary_pct=0.25, gpt_j_residual=True),
+    gpt2=dict(pos_emb="learned", bias_gelu_fusion=True, no_weight_tying=False),
+    llama=dict(
+        pos_emb="rotary",
+        norm="rmsnorm",
+        activation="swiglu",
+        use_bias_in_attn_linear=False,
+        use_bias_in_mlp=False,
+    ),
+)
+
+
+def all_flags(tokenizer, family="gpt_neox"):
+    plain = copy.copy(tokenizer)
+    plain.files = {}
+    some_model(tokenizer, **SHAPE, **FAMILIES[family]).save_pretrained("base", plain)
+    records = [dict(messages=e.messages, category=e.category) for e in some_examples()]
+    write(records[4:])
+    write(records[:4], "held.jsonl")
+    Path("plays.txt").write_text("lamp fox hill stone\n" * 50)
+    return {
+        "--pretrained_ckpt_path": "base",
+        "--tokenizer_path": "base",
+        "--dataset_path": "data.jsonl",
+        "--finetuned_model_dir": "tuned",
+        "--held_out": "0.2",
+        "--valid_path": "held.jsonl",
+        "--watch": "plays.txt",
+    }
+
+
+def as_words(flags):
+    words = [f"{key}={value}" for key, value in STEPS.items() if value is not None]
+    return [word for pair in flags.items() for word in pair] + words
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_flag_in_each_family(tokenizer, capsys, family):
+    from transformers import AutoModelForCausalLM
+
+    done = succeeds(neox_finetune_main, as_words(all_flags(tokenizer, family)), capsys)
+    assert done.out.strip() == str(Path("tuned/best"))
+    seen = [json.loads(line) for line in Path("tuned/forgetting.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in seen] == [0, 3, 6]
+    kind = json.loads(Path("tuned/best/config.json").read_text())["model_type"]
+    assert kind == family
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 40))
+    with torch.no_grad():
+        ours = GPT.from_pretrained("tuned/best")(ids)
+        theirs = AutoModelForCausalLM.from_pretrained("tuned/best")(ids).logits
+        before = GPT.from_pretrained("base")(ids)
+    assert (ours - theirs).abs().max() < 1e-4 * ours.abs().max()
+    assert (ours - before).abs().max() > 1e-3 * ours.abs().max()
+
+
+@pytest.mark.parametrize(
+    "flag, value, parts",
+    [
+        ("--pretrained_ckpt_path", "nowhere", "nowhere"),
+        ("--tokenizer_path", "nowhere/tokenizer.json", "nowhere"),
+        ("--dataset_path", "nowhere.jsonl", "nowhere.jsonl"),
+        ("--valid_path", "nowhere.jsonl", "nowhere.jsonl"),
+        ("--watch", "nowhere.txt", "nowhere.txt"),
+        ("--finetuned_model_dir", "plays.txt", "--finetuned_model_dir"),
+        ("--valid_path", "data.jsonl", "are held out too"),
+        ("--dataset_path", "plays.txt", "not records"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_missing_or_wrong_file_is_named(tokenizer, capsys, flag, value, parts):
+    flags = {**all_flags(tokenizer), flag: value}
+    before = tree(".")
+    refuses(neox_finetune_main, as_words(flags), capsys, parts, steps=True)
+    assert tree(".") == before
+
+
+@pytest.mark.parametrize("share", ["0", "1", "-1", "2", "nan"])
+def test_a_share_that_is_none(tokenizer, capsys, share):
+    flags = {**all_flags(tokenizer), "--held_out": share}
+    del flags["--valid_path"]
+    refuses(neox_finetune_main, as_words(flags), capsys, "held_out", steps=True)
+    assert not Path("tuned").exists()
+
+
+@pytest.mark.parametrize("word", ["data_path=x.txt", "vocab_file=x", "fit_to_text=true"])
+def test_settings_of_the_text_are_refused(tokenizer, capsys, word):
+    words = [*as_words(all_flags(tokenizer)), word]
+    parts = word.split("=")[0], "belongs to the text"
+    refuses(neox_finetune_main, words, capsys, *parts, steps=True)
 
 
 # chat

@@ -19,27 +19,26 @@ import numpy as np
 
 from .base import NeoxError, say
 from .corpora import load_corpus
-from .records import ANSWERED, ASKED, FIELDS, GIVEN, OTHER_WORDS, TURNS
+from .records import FIELDS, OTHER_WORDS, READERS, TURNS, as_text
 
 # %% ../../nbs/engine/instructions.ipynb #fbec0fed
-from .records import READERS, as_text, json_object, kind_of
+from .records import instruction_words, json_lines, kind_of
 
 # %% ../../nbs/engine/instructions.ipynb #f7ebb497
-from .records import parquet_records, record_lines, turn_content
+from .records import parquet_records, plain_newlines, turn_parts, turns_of
 
 # %% ../../nbs/engine/instructions.ipynb #d6e37f86
 SPEAKERS = dict(system="system", user="user", human="user", assistant="assistant", gpt="assistant")
 
 def turn_message(
-    turn: dict, # {"role": ..., "content": ...} or {"from": ..., "value": ...}
+    turn: dict, # as of `turn_parts`
     where: str, # file and place, for the error
 ) -> dict: # {"role": "system", "user" or "assistant", "content": text}
     "One turn of a dialogue as a message"
-    names = ("role", "content") if turn.get("role") is not None else ("from", "value")
-    said_by, content = turn[names[0]], turn_content(turn[names[1]], f"{where}: {names[1]}")
-    role = SPEAKERS.get(said_by.strip().lower())
+    speaker, content = turn_parts(turn, where)
+    role = SPEAKERS.get(speaker.lower())
     if role is None:
-        raise NeoxError(f"{where}: {said_by[:40]!r} is no role that can be tuned on; "
+        raise NeoxError(f"{where}: {speaker[:40]!r} is no role that can be tuned on; "
                         "name it system, user or assistant")
     return dict(role=role, content=content)
 
@@ -49,13 +48,12 @@ def question_and_answer(
     where: str, # file and place, for the error
 ) -> list: # of two messages
     "An instruction with its context, and the answer, as messages"
-    asked = [next((name for name in names if record.get(name)), None) for names in (ASKED, GIVEN)]
-    answered = next((name for name in ANSWERED if name in record), None)
-    if answered is None or not any(asked):
+    *asked, answer = (instruction_words(record, where) or {"": ""}).values()
+    question = "\n\n".join(filter(None, asked))
+    if not question:
         raise NeoxError(f"{where}: has text, but no question with an answer; give instruction and "
                         "response, prompt and completion, or messages")
-    question = "\n\n".join(record[name] for name in asked if name)
-    return [dict(role="user", content=question), dict(role="assistant", content=record[answered])]
+    return [dict(role="user", content=question), dict(role="assistant", content=answer)]
 
 # %% ../../nbs/engine/instructions.ipynb #83f2d0c5
 def check_dialogue(
@@ -79,7 +77,7 @@ def check_dialogue(
 def messages_of(
     record: dict, # of any shape that is known
     where: str, # file and place, for the error
-) -> list: # of {"role", "content"}, newlines as \n
+) -> list: # of {"role", "content"}, newlines as \\n
     "The messages of a record, checked"
     as_text(record, where)
     there = {name: value for name, value in record.items() if value is not None}
@@ -87,12 +85,9 @@ def messages_of(
     if name is None:
         messages = question_and_answer(there, where)
     else:
-        messages = [turn_message(turn, f"{where}: turn {number}")
-                    for number, turn in enumerate(there[name], 1)]
-        if there.get("system") and messages[0]["role"] != "system":
-            messages.insert(0, dict(role="system", content=there["system"]))
+        messages = [turn_message(*turn) for turn in turns_of(there, name, where)]
     for message in messages:
-        message["content"] = message["content"].replace("\r\n", "\n").replace("\r", "\n")
+        message["content"] = plain_newlines(message["content"])
     check_dialogue(messages, where)
     return messages
 
@@ -101,14 +96,11 @@ def checked_lines(
     path: Path, # a .jsonl file, perhaps .gz
 ): # yields (record, or the error that stands for it; place)
     "The records of .jsonl, one line after the other"
-    for number, line in record_lines(path):
+    for number, record in json_lines(path):
         where = f"{path}, line {number}"
-        try:
-            record = json_object(line)
-        except ValueError as e:
-            record = NeoxError(f"{where}: not a JSON object ({str(e)[:80]})")
-        if record is not None:
-            yield record, where
+        if isinstance(record, ValueError):
+            record = NeoxError(f"{where}: not a JSON object ({str(record)[:80]})")
+        yield record, where
 
 def parquet_rows(
     path: Path, # a .parquet file
@@ -196,6 +188,9 @@ def split_examples(
     seed: int = 0, # of the choice
 ) -> tuple: # examples to train on, held-out examples
     "Splits by category; all answers to one question go the same way"
+    if not 0 < share < 1:
+        raise NeoxError(f"held_out: {share} is out of range; give a share of the examples, "
+                        "such as 0.1")
     rng, held = np.random.Generator(np.random.Philox(key=[seed, 0])), set()
     for category in sorted({example.category for example in examples}):
         questions = sorted({e.key for e in examples if e.category == category})

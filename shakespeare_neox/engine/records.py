@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TURNS', 'ASKED', 'GIVEN', 'ANSWERED', 'FIELDS', 'ROLES', 'OTHER_WORDS', 'SAID', 'TEXT_TYPES', 'LONGEST_RECORD',
            'READERS', 'TEXTS', 'READABLE', 'MOST_PROBLEMS', 'words_in', 'holds', 'not_in', 'text_value', 'turn_content',
-           'turn_text', 'dialogue_text', 'instruction_text', 'check_beside', 'text_and_field', 'as_text',
-           'record_lines', 'json_object', 'jsonl_records', 'is_record', 'whole_json', 'json_records', 'said_briefly',
-           'open_parquet', 'parquet_batches', 'parquet_records', 'kind_of', 'bare_name', 'all_problems', 'record_texts']
+           'turn_parts', 'turn_text', 'turns_of', 'dialogue_text', 'instruction_words', 'instruction_text',
+           'check_beside', 'text_and_field', 'as_text', 'record_lines', 'json_object', 'json_lines', 'jsonl_records',
+           'is_record', 'whole_json', 'json_records', 'said_briefly', 'open_parquet', 'parquet_batches',
+           'parquet_records', 'kind_of', 'bare_name', 'all_problems', 'plain_newlines', 'record_texts']
 
 # %% ../../nbs/engine/records.ipynb #9fb02015
 import json
@@ -104,11 +105,11 @@ def turn_content(
     return "".join(said)
 
 # %% ../../nbs/engine/records.ipynb #4d87f103
-def turn_text(
+def turn_parts(
     turn: dict, # {"role": ..., "content": ...} or {"from": ..., "value": ...}
     where: str, # file and place, for the error
-) -> str: # such as "USER:\nWho prints it?"
-    "One turn of a dialogue, under the name of who speaks"
+) -> tuple: # who speaks, as it is written; what is said
+    "Who speaks in a turn of a dialogue, and what is said"
     items = turn.items() if isinstance(turn, dict) else ()
     fields = {name: value for name, value in items if value is not None}
     shapes = ("role", "content"), ("from", "value")
@@ -126,14 +127,23 @@ def turn_text(
     if other or (lost := not_in(said, beside)):
         raise NeoxError(f"{where}: holds {other or lost[0]}, which would be lost; "
                         f"write it into {shape[1]}, or remove it")
+    return role, said
+
+# %% ../../nbs/engine/records.ipynb #4d87f405
+def turn_text(
+    turn: dict, # as of `turn_parts`
+    where: str, # file and place, for the error
+) -> str: # such as "USER:\nWho prints it?"
+    "One turn of a dialogue, under the name of who speaks"
+    role, said = turn_parts(turn, where)
     return f"{ROLES.get(role.lower(), role.upper())}:\n{said}"
 
 # %% ../../nbs/engine/records.ipynb #4d87f104
-def dialogue_text(
+def turns_of(
     record: dict, # with a list of turns
     name: str, # of the field that holds it
     where: str, # file and place, for the error
-) -> str:
+) -> list: # of (turn, its place)
     "The turns of a dialogue, after the system's words if the record has them beside"
     turns = record[name]
     if not isinstance(turns, list) or not turns:
@@ -144,14 +154,21 @@ def dialogue_text(
         place = f"{where}: turn 1"
         if turn_text(system, f"{where}: system") != turn_text(turns[0], place):
             turns = [system, *turns]
-    places = (f"{where}: turn {number}" for number in range(1, len(turns) + 1))
-    return "\n\n".join(map(turn_text, turns, places))
+    return [(turn, f"{where}: turn {number}") for number, turn in enumerate(turns, 1)]
+
+def dialogue_text(
+    record: dict, # with a list of turns
+    name: str, # of the field that holds it
+    where: str, # file and place, for the error
+) -> str:
+    "The turns of a dialogue as one text"
+    return "\n\n".join(turn_text(*turn) for turn in turns_of(record, name, where))
 
 # %% ../../nbs/engine/records.ipynb #4d87f105
-def instruction_text(
+def instruction_words(
     record: dict, # fields and values, none of them None
     where: str, # file and place, for the error
-) -> str: # None if it is no instruction
+) -> dict: # field -> words, what is asked first, the answer last; None if it is no instruction
     "What was asked, with its context, and the answer"
     kinds = (ASKED, GIVEN, ANSWERED)
     asked, given, answered = ([name for name in names if name in record] for names in kinds)
@@ -160,8 +177,18 @@ def instruction_text(
     if (len(asked), len(answered)) != (1, 1) or len(given) > 1:
         return None
     names = (*asked, *given, *answered)
-    words = {name: text_value(record[name], f"{where}: {name}") for name in names}
-    for name in (*asked, *answered):
+    return {name: text_value(record[name], f"{where}: {name}") for name in names}
+
+def instruction_text(
+    record: dict, # fields and values, none of them None
+    where: str, # file and place, for the error
+) -> str: # None if it is no instruction
+    "An instruction as one text; neither question nor answer may be empty"
+    words = instruction_words(record, where)
+    if words is None:
+        return None
+    names = list(words)
+    for name in (names[0], names[-1]):
         if not words[name].strip():
             raise NeoxError(f"{where}: {name} is empty; fill it, or remove the record")
     return "\n\n".join(filter(None, words.values()))
@@ -266,20 +293,30 @@ def json_object(
     return record
 
 # %% ../../nbs/engine/records.ipynb #cdd1f102
+def json_lines(
+    path: Path, # a file with a JSON object on each line
+    encoding: str = None, # of the file, if it is not UTF-8
+): # yields (number of the line, record or the ValueError that stands for it)
+    "The objects of .jsonl one by one; blank lines are left out"
+    for number, line in record_lines(path, encoding):
+        try:
+            record = json_object(line)
+        except ValueError as e:
+            record = e
+        if record is not None:
+            yield number, record
+
 def jsonl_records(
     path: Path, # a file with a JSON object on each line
     encoding: str = None, # of the file, if it is not UTF-8
 ): # yields (record, place)
     "Reads .jsonl; lines that are not JSON objects are named by number"
     bad, why = [], ""
-    for number, line in record_lines(path, encoding):
-        try:
-            record = json_object(line)
-        except ValueError as e:
+    for number, record in json_lines(path, encoding):
+        if isinstance(record, ValueError):
             bad.append(number)
-            why = why or str(e)[:80]
-            continue
-        if record is not None:
+            why = why or str(record)[:80]
+        else:
             yield record, f"{path}, line {number}"
     if bad:
         named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5:,} more" if bad[5:] else "")
@@ -444,6 +481,13 @@ def all_problems(
     also = f" (also: {others}{more})" if others else ""
     return NeoxError(f"{problems[0][1]}{also}")
 
+# %% ../../nbs/engine/records.ipynb #10ac0202
+def plain_newlines(
+    text: str, # of any system
+) -> str: # with \\n alone
+    "A text with newlines as Unix writes them"
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
 # %% ../../nbs/engine/records.ipynb #0bdf731f
 def record_texts(
     path: Path, # a file of records
@@ -462,7 +506,7 @@ def record_texts(
                 break
             continue
         if text:
-            yield record, text.replace("\r\n", "\n").replace("\r", "\n")
+            yield record, plain_newlines(text)
         else:
             blank.append(place)
     if problems:

@@ -108,6 +108,19 @@ def test_names(own, capsys):
     refuses(prepare, ["wikitext2:"], capsys, "wikitext2:", "neither a file")
 
 
+def test_beginnings(own):
+    "Of a part as it is divided; else of the last tenth, which no training text shares"
+    whole = "".join(detokenized([ARTICLE * 40]))
+    corpus = load_corpus("wikitext2:detokenized")
+    assert corpus.beginning("train", 100) == whole[:100]
+    assert corpus.beginning("train", 10**6) == whole + "\n"
+    assert corpus.beginning("valid", 10**6) == "A well.\n\n"
+    play = load_corpus("sample")
+    train, valid = (play.beginning(part, 10**6) for part in ("train", "valid"))
+    assert train + valid == play.text and 9 * len(valid) == pytest.approx(len(train), abs=10)
+    assert play.beginning("valid", 10) == valid[:10]
+
+
 def test_own_text_beside_it(own, capsys):
     "A joined corpus and one that is not are not mixed without a word"
     words = [

@@ -13,8 +13,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import TINY, succeeds, tree
+from conftest import TINY, refuses, succeeds, tree
 
+import shakespeare_neox
+from shakespeare_neox.engine import base
+from shakespeare_neox.engine.recipe import shipped_recipes
 from shakespeare_neox.engine.run import neox_train_main
 from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.tokens import neox_prepare_main
@@ -32,6 +35,7 @@ COMMANDS = dict(
     neox_finetune="finetune",
     neox_chat="engine.chat",
     neox_evaluate="evaluate",
+    neox_benchmark="benchmark",
 )
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"
@@ -67,6 +71,17 @@ def python(code):
     after = os.times()
     user = after.children_user - before.children_user
     return user + after.children_system - before.children_system
+
+
+def module(*words, **kwargs):
+    "Runs python -m shakespeare_neox"
+    return subprocess.run(
+        [sys.executable, "-m", "shakespeare_neox", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
 
 
 def best_loss(folder):
@@ -330,6 +345,111 @@ def test_console_script(name):
     assert subprocess.run([script, "--help"], capture_output=True, text=True).stdout.startswith(
         f"usage: {name}"
     )
+
+
+def test_a_command_is_one_of_the_table():
+    assert COMMANDS == base.COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_version(name, capsys):
+    main = getattr(import_module(f"shakespeare_neox.{COMMANDS[name]}"), f"{name}_main")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr() == (f"{name} {shakespeare_neox.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_without_the_module(name):
+    "Made from the text of the module, the help is the same to the letter"
+    function = getattr(import_module(f"shakespeare_neox.{COMMANDS[name]}"), name)
+    alone = base.signature_alone(name)
+    assert alone.__code__ is not function.__code__ and alone.__doc__ == function.__doc__
+    assert base.make_parser(alone).format_help() == base.make_parser(function).format_help()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_answers_without_torch(flag):
+    code = (
+        f"import sys; sys.argv = ['neox_generate', {flag!r}]; "
+        "from shakespeare_neox.engine.base import start; start(); "
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout and done.stderr == "", done.stderr
+
+
+def test_module_lists_and_runs_commands():
+    for words in ((), ("--help",)):
+        done = module(*words)
+        assert done.returncode == 0 and done.stderr == ""
+        for name in COMMANDS:
+            short = name.removeprefix("neox_")
+            assert re.search(rf"^  {short} +\w.{{10}}", done.stdout, re.M), name
+    assert module("--version").stdout == f"shakespeare_neox {shakespeare_neox.__version__}\n"
+    for word in ("generate", "neox_generate"):
+        done = module(word, "--help")
+        assert done.stdout.startswith("usage: neox_generate") and done.returncode == 0
+    done = module("trian", "quickstart")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "shakespeare_neox: trian: no such command (nearest: train)\n"
+    done = module("train", "quickstrat")
+    assert done.returncode == 2 and "nearest: quickstart" in done.stderr
+
+
+def test_list_of_recipes(capsys):
+    out, err = succeeds(neox_train_main, ["--list"], capsys)
+    lines = out.splitlines()
+    assert err == "" and [line.split()[0] for line in lines] == sorted(shipped_recipes())
+    assert all(20 < len(line) <= 100 for line in lines), out
+    assert not os.listdir()
+
+
+def test_quiet(trained, capsys):
+    shutil.copytree(trained, "run")
+    words = ["quickstart", *TINY, "--checkpoint_dir", "run"]
+    assert "is complete" in succeeds(neox_train_main, words, capsys).err
+    done = succeeds(neox_train_main, [*words, "--quiet"], capsys)
+    assert done == (f"{Path('run/best')}\n", "")
+    assert "is complete" in succeeds(neox_train_main, words, capsys).err  # not for ever
+    refuses(neox_train_main, ["quickstrat", "--quiet"], capsys, "nearest: quickstart")
+
+
+@pytest.mark.parametrize("shell", base.SHELLS)
+def test_completion(shell):
+    pytest.importorskip("argcomplete")
+    done = module("completion", shell)
+    assert done.returncode == 0 and "neox_train" in done.stdout and done.stderr == ""
+
+
+def test_completion_in_an_unknown_shell():
+    done = module("completion", "basch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "basch: no completion for this shell; give one of bash" in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = module("completion", env={**os.environ, "SHELL": "/bin/ksh93"})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "bash" in done.stderr
+
+
+def test_tab_completes_flags(tmp_path):
+    "As argcomplete asks: the words of the line and the place in it"
+    pytest.importorskip("argcomplete")
+    line, answer = "neox_generate --max", tmp_path / "answer"
+    asked = dict(
+        _ARGCOMPLETE="1",
+        _ARGCOMPLETE_STDOUT_FILENAME=str(answer),
+        COMP_LINE=line,
+        COMP_POINT=str(len(line)),
+    )
+    code = (
+        "import sys; sys.argv = ['neox_generate']; "
+        "from shakespeare_neox.engine.base import start; start(); print('went on')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert done.stdout == "" and "--max_new_tokens" in answer.read_text()
 
 
 @pytest.mark.slow

@@ -13,13 +13,14 @@ __all__ = ['NAMES_NO_TEXT', 'neox_train_main', 'run_tokenizer', 'lacking_charact
            'RunCallback', 'Signals', 'check_finite', 'FiniteCheck', 'sample_now', 'Evaluation', 'find_lost_best',
            'BestModel', 'EarlyStop', 'EpochModels', 'SavedStates', 'LogLines', 'make_callbacks', 'pays_to_compile',
            'compile_if_it_pays', 'facts_of', 'how_to_go_on', 'stop', 'fit_and_log', 'result_of', 'open_folder',
-           'try_report', 'train_run', 'train_recipe', 'train', 'seconds_for_a_step', 'dry_run', 'carry_out',
-           'neox_train']
+           'try_report', 'train_run', 'train_recipe', 'train', 'seconds_for_a_step', 'dry_run', 'recipe_note',
+           'list_recipes', 'carry_out', 'neox_train']
 
 # %% ../../nbs/engine/run.ipynb #9e8b7962
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -30,6 +31,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 
 # %% ../../nbs/engine/run.ipynb #e9cfa001
 import torch
@@ -1107,6 +1109,31 @@ def dry_run(
         f"{tokens/sizes['train']:.1f} epochs",
         f"time      {minutes:>15,.1f} minutes, about, {where}, evaluations not counted"])
 
+# %% ../../nbs/engine/run.ipynb #d0020000
+from .recipe import recipe_text, shipped_recipes
+
+# %% ../../nbs/engine/run.ipynb #d0020002
+def recipe_note(
+    text: str, # of a recipe's file
+) -> str: # "" if it begins with no comment
+    "The first sentence of the comment with which a recipe begins"
+    words = []
+    for line in text.splitlines():
+        if not re.match(r"# \w", line):                 # an indented line is an example
+            break
+        words += line.removeprefix("# ").split()
+    return re.split(r"[.;](?: |$)", " ".join(words))[0]
+
+def list_recipes() -> str: # several lines
+    "The recipes that ship, with one line each"
+    known = dict(sorted(shipped_recipes().items()))
+    width = max(map(len, known))
+    lines = []
+    for name, path in known.items():
+        note = shorten(recipe_note(recipe_text(path)), 97 - width, placeholder=" ...")
+        lines.append(f"{name:<{width}}  {note}")
+    return "\n".join(lines)
+
 # %% ../../nbs/engine/run.ipynb #e9cf0006
 from .recipe import merge, parse_override, read_recipes, sort_settings
 
@@ -1131,8 +1158,11 @@ def neox_train(
     checkpoint_dir: str = "", # folder of the run (default: runs/NAME); an unfinished run goes on
     dry_run: bool = False, # say what the run would cost, and stop
     force: bool = False, # try a model that will not fit into memory
+    list: bool = False, # print the recipes that ship, with one line each, and stop
 ):
     "Trains a model: neox_train RECIPE ... [key=value ...], as neox_train quickstart seed=3"
+    if list:
+        return print(list_recipes())
     name, settings = read_recipes(*[word for word in words if "=" not in word])
     given = [parse_override(word) for word in words if "=" in word]
     flags = dict(data_path=data_path, vocab_file=tokenizer_path, save=checkpoint_dir)

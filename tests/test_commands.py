@@ -17,9 +17,10 @@ from conftest import TINY, refuses, succeeds, tree
 
 import shakespeare_neox
 from shakespeare_neox.engine import base
+from shakespeare_neox.engine.checkpoints import open_checkpoint
 from shakespeare_neox.engine.recipe import shipped_recipes
 from shakespeare_neox.engine.run import neox_train_main
-from shakespeare_neox.engine.serve import neox_generate_main
+from shakespeare_neox.engine.serve import generate, neox_generate_main
 from shakespeare_neox.engine.tokens import neox_prepare_main
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -232,7 +233,7 @@ def test_generate(trained, capsys):
     assert (
         write("--prompt", PROMPT)
         == once
-        == write("--prompt", "MARIAN:\\n", "--seed", "1337")
+        == write("--prompt", "MARIAN:\\n", "--seed", "0")
         != write("--prompt", PROMPT, "--seed", "1")
     )
     several = write("--prompt", PROMPT, "--prompt", "O")
@@ -245,6 +246,39 @@ def test_generate(trained, capsys):
     assert write("--prompt", PROMPT, "--temperature", "0", "--seed", "1") == write(
         "--prompt", PROMPT, "--temperature", "0", "--seed", "2"
     )
+
+
+def test_several_samples(trained, capsys):
+    "--n texts of each prompt, side by side; the first is the one that stands alone otherwise"
+
+    def write(*words):
+        words = [trained, "--max_new_tokens", "30", "--jsonl", *words]
+        lines = succeeds(neox_generate_main, words, capsys).out.splitlines()
+        return [(record["prompt"], record["text"]) for record in map(json.loads, lines)]
+
+    one, other = (write("--prompt", prompt)[0] for prompt in ("O", "MARIAN:"))
+    several = write("--prompt", "O", "--n", "3")
+    assert several[0] == one and len(set(several)) == 3 and {p for p, _ in several} == {"O"}
+    assert several[2] == write("--prompt", "O", "--seed", "2")[0]
+    both = write("--prompt", "O", "--prompt", "MARIAN:", "--n", "2")
+    assert both[:2] == several[:2] and [p for p, _ in both] == ["O"] * 2 + ["MARIAN:"] * 2
+    assert both[2] == write("--prompt", "MARIAN:", "--seed", "2")[0] != other
+    words = [trained, "--prompt", "O", "--n", "0"]
+    assert "give 1 or more" in refuses(neox_generate_main, words, capsys, "n: 0 is out of range")
+
+
+def test_python_writes_what_the_command_writes(trained, capsys):
+    "The same text from the same seed; data hold the continuation, a page begins with the prompt"
+    sampling = dict(max_new_tokens=30, temperature=0.8, top_p=0.95)
+    flags = [word for name, value in sampling.items() for word in (f"--{name}", value)]
+    model, tokenizer = open_checkpoint(trained)
+    for seed in ({}, {"seed": 5}):
+        given = [word for name, value in seed.items() for word in (f"--{name}", value)]
+        words = [trained, "--prompt", "O", *flags, *given]
+        text = generate(model, tokenizer, "O", **sampling, **seed)
+        assert succeeds(neox_generate_main, words, capsys).out == f"O{text}\n"
+        record = json.loads(succeeds(neox_generate_main, [*words, "--jsonl"], capsys).out)
+        assert record == dict(prompt="O", text=text)
 
 
 def test_generate_nothing_still_prints_the_prompt(trained, capsys):
@@ -283,12 +317,14 @@ def test_prompt_file(trained, monkeypatch, capsys):
         "\n".join(json.dumps(dict(prompt=p, n=1)) for p in ("MARIAN:\nO", "Speak.", " No"))
     )
     once = write(*flags)
-    assert once.err == "" and once.out.startswith("MARIAN:\nO") and "\n\nSpeak." in once.out
+    assert once.err.startswith(f"{trained / 'best'} writes (step ") and once.err.count("\n") == 1
+    assert once.out.startswith("MARIAN:\nO") and "\n\nSpeak." in once.out
     assert write("--prompt_file", "p.txt").out == write("--prompt-file", "p.jsonl").out == once.out
     for size in (1, 2):
         several = write("--prompt_file", "p.txt", "--batch_size", size)
         assert several.out == once.out and re.fullmatch(
-            rf"( +\d/3 prompts  \S+ tokens/s  0:\d\d left\n){{{-(-3 // size)}}}", several.err
+            rf".* writes .*\n( +\d/3 prompts  \S+ tokens/s  0:\d\d left\n){{{-(-3 // size)}}}",
+            several.err,
         )
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     assert write("--prompt_file", "-").out == once.out

@@ -18,7 +18,7 @@ __all__ = ['HUSH', 'LOG_IN', 'HUB_ADVICE', 'STALE', 'REUSED', 'MARK', 'WHOLE_SUM
            'add_flag', 'version_line', 'add_common_flags', 'make_parser', 'tell_launcher', 'settle_streams',
            'settle_folders', 'silence_output', 'split_arguments', 'parsed', 'misread_switch', 'line_of', 'end_command',
            'command', 'slow_import', 'command_source', 'command_node', 'signature_alone', 'command_parser',
-           'answer_at_once', 'completion', 'complete', 'start', 'list_commands', 'run_word', 'run_module']
+           'answer_at_once', 'completion', 'complete_flags', 'start', 'list_commands', 'run_word', 'run_module']
 
 # %% ../../nbs/engine/base.ipynb #ca02cb69
 import argparse
@@ -1382,7 +1382,7 @@ def completion(
     return argcomplete.shellcode(list(COMMANDS), shell=shell)
 
 # %% ../../nbs/engine/base.ipynb #d0010023
-def complete(
+def complete_flags(
     name: str, # of the command that is being typed
 ):
     "Tells the shell that asks what may follow"
@@ -1396,7 +1396,7 @@ def start():
     try:
         with slow_import():
             settle_streams()
-            complete(name)
+            complete_flags(name)
             if answer_at_once(name, sys.argv[1:]):
                 return None
             settle_folders()

@@ -9,16 +9,26 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, refuses, succeeds, tree
 
 import shakespeare_neox
 from shakespeare_neox.engine import base
 from shakespeare_neox.engine.checkpoints import open_checkpoint
-from shakespeare_neox.engine.recipe import shipped_recipes
+from shakespeare_neox.engine.recipe import (
+    load_config,
+    merge,
+    parse_override,
+    read_recipes,
+    shipped_recipes,
+    sort_settings,
+)
+from shakespeare_neox.engine.report import bar_comment, terminal_bar
 from shakespeare_neox.engine.run import neox_train_main
 from shakespeare_neox.engine.serve import generate, neox_generate_main
 from shakespeare_neox.engine.tokens import neox_prepare_main
@@ -85,6 +95,12 @@ def module(*words, **kwargs):
     )
 
 
+def event_of(folder, kind):
+    "The first event of a kind in a run's log"
+    events = map(json.loads, (Path(folder) / "log.jsonl").read_text().splitlines())
+    return next(event for event in events if event["event"] == kind)
+
+
 def best_loss(folder):
     events = map(json.loads, (Path(folder) / "log.jsonl").read_text().splitlines())
     return min(e["loss"] for e in events if e["event"] == "evaluation")
@@ -147,6 +163,125 @@ def test_train_again_and_repeat():
         Path("runs/quickstart-again/best/model.safetensors").read_bytes()
         == Path("runs/quickstart/best/model.safetensors").read_bytes()
     )
+
+
+def test_what_a_run_says(trained, capsys):
+    "Before the first step what it will do and with what; at the end where all lies, and what next"
+    words = ["quickstart", *TINY, "train_iters=4", "eval_interval=4", "--checkpoint_dir", "run 1"]
+    out, err = succeeds(neox_train_main, words, capsys)
+    lines = [line for line in err.splitlines() if not re.match("command line|    \\w.* -> ", line)]
+    threads = torch.get_num_threads()
+    precision = event_of("run 1", "start")["precision"]
+    device = "cpu" if not torch.cuda.is_available() else ".*"
+    with_threads = f"(, {threads} thread{'s' * (threads > 1)})?"
+    n = sum(p.numel() for p in open_checkpoint("run 1")[0].parameters())
+    assert re.match(
+        rf"run 1: {n:,} parameters, [\d,]+ tokens to train on, 4 steps of \d+ x 32 "
+        r"\(\d\.\d epochs\)",
+        lines[0],
+    )
+    assert re.fullmatch(rf"    on {device} in {precision}{with_threads}, not compiled", lines[1])
+    best, report, curve = (Path("run 1") / name for name in ("best", "report.md", "loss.png"))
+    assert lines[-4:] == [
+        f"    model   {best}",
+        f"    report  {report}",
+        f"    curve   {curve}",
+        "    next    neox_generate 'run 1'",
+    ]
+    assert best.is_dir() and report.is_file() and curve.is_file() and out == f"{best}\n"
+    again = succeeds(neox_train_main, words, capsys).err
+    assert "parameters" not in again and "next    neox_generate" in again  # nothing was trained
+
+
+def test_help_tells_the_way(capsys):
+    "Recipes, own text, the learning rate's key, where a GPU is chosen"
+    with pytest.raises(SystemExit):
+        neox_train_main(["--help"])
+    out = capsys.readouterr().out
+    for name in shipped_recipes():
+        assert re.search(rf"\b{name}\b", out.split("recipes:")[1]), name
+    for word in ("optimizer.params.lr=", "data_path=mine.txt", "CUDA_VISIBLE_DEVICES", "--list"):
+        assert word in out.split("recipes:")[1]
+    assert max(map(len, out.splitlines())) <= 100
+
+
+LENGTH = [w for w in TINY if not w.startswith("train_iters")]
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        (["train_epochs=3"], (None, 3)),
+        (["train_iters=None", "train_epochs=3"], (None, 3)),
+        (["train_iters=", "train_epochs=3"], (None, 3)),
+        (["train_iters=7"], (7, None)),
+        ([], (1600, None)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_length_that_is_given_wins(words, found, capsys):
+    name, settings = read_recipes("quickstart")
+    assert (settings["train_iters"], settings.get("train_epochs")) == (1600, None)
+    merge(settings, *map(parse_override, words), where="command line")
+    training = sort_settings(name, settings).train
+    assert (training.train_iters, training.train_epochs) == found
+    given = {key: value for word in words for key, value in parse_override(word).items()}
+    training = load_config("quickstart", **given).train
+    assert (training.train_iters, training.train_epochs) == found
+
+
+def test_a_length_in_a_later_file_wins(capsys):
+    Path("more.yml").write_text("train_epochs: 2\n")
+    training = load_config("quickstart", "more.yml").train
+    assert (training.train_iters, training.train_epochs) == (None, 2)
+    training = load_config("quickstart", "more.yml", train_iters=5).train
+    assert (training.train_iters, training.train_epochs) == (5, None)
+
+
+def test_two_lengths_in_one_place(capsys):
+    words = ["quickstart", *LENGTH, "train_iters=5", "train_epochs=2", "--dry_run"]
+    refuses(neox_train_main, words, capsys, "both given; keep one", "train_iters=None")
+
+
+def test_none_clears_a_setting(capsys):
+    for word in ("vocab_file=None", "vocab_file=", "vocab_file=null"):
+        name, settings = read_recipes("quickstart")
+        merge(settings, parse_override(word))
+        assert sort_settings(name, settings).train.vocab_file is None
+    assert parse_override("sample_prompt=None") == dict(sample_prompt="None")  # has to be a text
+
+
+@pytest.mark.parametrize(
+    "words, parts",
+    [
+        (["mine.txt"], ("mine.txt: no recipe", "neox_train book data_path=mine.txt")),
+        (["tinyshakespeare"], ("neox_train book data_path=tinyshakespeare",)),
+        (["my texts"], ("neox_train book data_path='my texts'",)),
+        (["quickstart", "device=cuda"], ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU")),
+        (["quickstart", "epochs=3"], ("here it is called train_epochs",)),
+        (["quickstart", "learning_rate=1e-3"], ("here it is called optimizer.params.lr",)),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_an_answer_that_helps(words, parts, capsys):
+    Path("my texts").mkdir()
+    refuses(neox_train_main, words, capsys, *parts)
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_bar_fits(columns, monkeypatch):
+    "Of a long run too: one count of steps, one time left, no line that wraps"
+    monkeypatch.setenv("COLUMNS", str(columns))
+    event = dict(event="log", step=50_000, loss=12.3456, lr=1e-3, tokens_per_second=1_234_567.0)
+    with redirect_stderr(io.StringIO()) as drawn:
+        bar = terminal_bar(range(120_000))
+        bar.start_t, bar.last_t, bar.pred_t = 0, 5025, 40_000
+        bar.comment = bar_comment(event)
+        for step in (0, 50_000, 120_000):
+            bar.update_bar(step)
+    lines = drawn.getvalue().split("\r")
+    assert len(lines) > 3 and max(map(len, lines)) <= columns
+    assert all(line.count("/120000") == line.count("<") == 1 for line in lines[-3:])
 
 
 def test_complete_run_is_not_touched(trained, capsys):

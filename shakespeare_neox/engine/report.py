@@ -9,13 +9,15 @@ __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_EVENT', 'FIX_LINE', 'PROSE_KEY
            'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'terminal_bar', 'watching_place', 'bar_comment',
            'Progress', 'noted_signals', 'wandb_hosts', 'wandb_login', 'WandbRun', 'wandb_id', 'wandb_modes',
            'public_text', 'public', 'init_wandb', 'wandb_arguments', 'say_wandb', 'start_wandb', 'model_files', 'Board',
-           'draw_losses', 'TrainResult', 'table', 'evaluations', 'best_event', 'start_event', 'number_text',
-           'best_config', 'figures', 'read_run', 'fenced', 'sample_text', 'report_text', 'drawn', 'write_figure',
-           'check_unchanged', 'write_noted', 'report_pages', 'write_report', 'check_hub_name', 'model_card', 'upload',
-           'copy_model', 'gather', 'push_to_hub', 'neox_report']
+           'draw_losses', 'TrainResult', 'as_picture', 'table', 'evaluations', 'best_event', 'start_event',
+           'number_text', 'best_config', 'figures', 'read_run', 'fenced', 'sample_text', 'report_text', 'drawn',
+           'write_figure', 'check_unchanged', 'write_noted', 'report_pages', 'write_report', 'check_hub_name',
+           'model_card', 'upload', 'copy_model', 'gather', 'push_to_hub', 'neox_report']
 
 # %% ../../nbs/engine/report.ipynb #278f0f73
+import base64
 import errno
+import html
 import io
 import json
 import math
@@ -758,6 +760,30 @@ def plot(self: TrainResult): # matplotlib's axes
     draw_losses(ax, self.events)
     ax.set_title(self.folder.name)
     return ax
+
+# %% ../../nbs/engine/report.ipynb #d0110001
+def as_picture(
+    figure, # matplotlib's
+) -> str: # HTML
+    "A figure inside a page"
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=80, bbox_inches="tight")
+    encoded = base64.b64encode(content.getvalue()).decode()
+    return f'<img alt="loss by step" src="data:image/png;base64,{encoded}">'
+
+@patch
+def _repr_html_(self: TrainResult) -> str:
+    "The numbers, the curve and the last sample, for a notebook"
+    parts = [f"<p>{html.escape(repr(self))}</p>"]
+    try:
+        ax = self.plot()
+        parts.append(as_picture(ax.figure))
+        import_matplotlib().pyplot.close(ax.figure)
+    except Exception as e:                              # no plot is worth a result
+        say_once(f"the curve could not be drawn: {first_line(e)}")
+    if self.sample:
+        parts.append(f"<pre>{html.escape(self.sample)}</pre>")
+    return "\n".join(parts)
 
 # %% ../../nbs/engine/report.ipynb #a91b4d02
 def table(

@@ -207,6 +207,33 @@ def shows(cell) -> bool:
     )
 
 
+def pictures(root: Path) -> set:
+    "The functions of engine.show that give a picture, which a page shows as a cell's last value"
+    file = root / "shakespeare_neox/engine/show.py"
+    if not file.exists():
+        return set()
+    return {
+        node.name
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+        and node.returns
+        and ast.unparse(node.returns) == "Picture"
+    }
+
+
+def unseen(cell, known: set) -> str:
+    "The first picture that a cell makes and nobody sees, or None"
+    try:
+        body = ast.parse(re.sub(r"^\s*[%!].*", "", source(cell), flags=re.M)).body
+    except SyntaxError:
+        return None
+    for statement in body[:-1]:
+        value = getattr(statement, "value", None) if isinstance(statement, ast.Expr) else None
+        if isinstance(value, ast.Call) and ast.unparse(value.func) in known:
+            return ast.unparse(value.func)
+    return None
+
+
 def texts(cell):
     "The stored outputs of a cell that a person reads"
     for out in cell["outputs"]:
@@ -292,12 +319,18 @@ def in_module(root: Path, path: Path):
 def faults(root: Path = ROOT) -> list:
     "(notebook, cell's number, its first line, what is wrong) for each fault"
     found = []
+    known = pictures(root)
     for path in notebooks(root):
         code, each = cells(path, "code"), list(enumerate(cells(path), 1))
         here = [
             (n, c, f)
             for n, c in each
             for f in {"code": in_code, "markdown": in_prose}.get(c["cell_type"], lambda c: ())(c)
+        ]
+        here += [
+            (n, c, f"makes a picture that nobody sees: {name} belongs into its last line")
+            for n, c in each
+            if c["cell_type"] == "code" and (name := unseen(c, known))
         ]
         seen = [c for c in code if not re.search(r"^#\| *hide\b", source(c), re.M)]
         if seen and sum(bool(c["outputs"]) for c in seen) <= len(seen) / 4:

@@ -390,6 +390,12 @@ FAULTS = {
         lambda c: c.update(source="#| fig-cap: Loss\n" + source(c)),
         "fig-cap",
     ),
+    "picture": (
+        "03_train",
+        lambda c: shown(c) and "\nshow_curves(" in source(c),
+        grow("\nassert True"),
+        "nobody sees: show_curves",
+    ),
     "changed": ("engine/base", exported, grow("\n# and more"), "base.py: run nbdev_export"),
     "new": ("engine/base", exported, lambda c: c.update(id="fffffff0"), "run nbdev_export"),
 }

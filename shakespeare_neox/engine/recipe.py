@@ -513,6 +513,7 @@ class OwnSettings:
     compile: Literal["auto", "on", "off"] = "auto" # torch.compile: where it pays, always, never
     deterministic: bool = True # the same bits in every run, on CPU
     checkpoint_epochs: bool = False # keep the model at the end of each epoch
+    bpe_vocab_size: int = None # tokens of byte pairs to learn from the text, without vocab_file
     sample_prompt: str = "\n" # how the sample text of each evaluation begins
     sample_tokens: int = 120 # tokens of that sample
 
@@ -522,7 +523,7 @@ MOST_SAMPLED = 100_000                                  # tokens
 @patch
 def check_own(self: OwnSettings):
     "Raises an error for one of this library's own settings that is out of range"
-    check_counts(self, ("average_steps", "patience"))
+    check_counts(self, ("average_steps", "patience", "bpe_vocab_size"))
     check_shares(self, ("stable",))
     if not 0 <= self.sample_tokens <= MOST_SAMPLED:
         raise NeoxError(f"sample_tokens: {self.sample_tokens} is out of range; give 0 to "

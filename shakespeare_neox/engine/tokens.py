@@ -11,7 +11,7 @@ __all__ = ['PARTS', 'PREPARE_AGAIN', 'USUAL_NAMES', 'OTHER_ROLES', 'LISTS', 'LAR
            'read_tokenizer', 'load_tokenizer', 'switched_on', 'starts_words', 'flat', 'is_character_table',
            'word_starts', 'SplitPoints', 'TokenWriter', 'counted', 'preparation_key', 'sample_of', 'check_space',
            'tell_template', 'check_documents', 'check_part', 'write_parts', 'prepare', 'output_name', 'set_workers',
-           'neox_prepare', 'neox_tokenizer']
+           'neox_prepare', 'usual_tokenizer', 'neox_tokenizer']
 
 # %% ../../nbs/engine/tokens.ipynb #c779785f
 import hashlib
@@ -31,7 +31,7 @@ from annotated_types import Ge, Le
 from fastcore.basics import patch
 
 from .base import LARGEST_JSON, NeoxError, assets, command, new_folder
-from .corpora import Corpus, load_corpus, write_plain
+from .corpora import CORPORA, Corpus, load_corpus, write_plain, write_usual
 from .vocab import UNIGRAM_SPLIT, CheckedTokenizer, train_tokenizer
 from ..tokenizer import Tokenizer
 
@@ -852,18 +852,27 @@ def set_workers(
 # %% ../../nbs/engine/tokens.ipynb #8ef64226
 def neox_prepare(
     data: str, # a known corpus, gutenberg:ID, hf:OWNER/NAME, or a file, folder or pattern
+    *more: str, # further corpora, for --plain FOLDER/
     tokenizer_path: str = "", # tokenizer.json or its folder (default: characters, which ship)
     out: str = "", # folder to write (default: prepared/NAME)
     split: str = "90,10,0", # shares of train, validation, test; not for a corpus that has parts
     split_by: str = "position", # position, or document: whole documents, copies together
     workers: int = 0, # threads that encode, 0 for all cores
-    plain: str = "", # a .txt or .jsonl file: write the cleaned text there, and no token files
+    plain: str = "", # a .txt or .jsonl file to write the text to, or a folder for usual names
     encoding: str = "", # of the text files, such as cp1252 (default: UTF-8)
     lossy: bool = False, # take a tokenizer that changes the text, such as one that lowercases
     replace: bool = False, # replace the token files of an earlier call in the same folder
 ):
     "Turns a corpus into memory-mapped token files, their headers and the tokenizer."
     set_workers(workers)
+    if plain and (plain.endswith(("/", os.sep)) or os.path.isdir(plain)):
+        for path, number in write_usual([data, *more], plain):
+            say(f"{number:,} documents", each=True)
+            print(path)
+        return
+    if more:
+        raise NeoxError(f"{more[0]}: one corpus after the other is prepared; "
+                        "name one, or write their texts with --plain FOLDER/")
     corpus = load_corpus(data, encoding=encoding or None)
     if plain:
         say(f"{write_plain(corpus, plain):,} documents")
@@ -878,17 +887,31 @@ def neox_prepare(
 
 neox_prepare_main = command(neox_prepare)
 
+# %% ../../nbs/engine/tokens.ipynb #70ce0041
+def usual_tokenizer(
+    name: str, # of a corpus
+    kind: str = "", # as of `train_tokenizer`, the usual one if not given
+    vocab_size: int = None, # tokens in all, the usual number if not given
+) -> tuple: # kind and number of tokens; None where the kind decides
+    "Which tokenizer a corpus gets"
+    source = CORPORA.get(name.split(":")[0])
+    usual = source.vocab_size if source else None
+    if kind in ("", "bpe") and vocab_size is None:
+        vocab_size = usual
+    return kind or ("bpe" if usual else "char"), vocab_size
+
 # %% ../../nbs/engine/tokens.ipynb #991a06d3
 def neox_tokenizer(
     data: str, # corpus to learn from: sample, tinyshakespeare, a file or a folder
-    kind: str = "char", # char (a table of its characters), bpe (byte-level byte pairs) or unigram
-    vocab_size: int = None, # tokens in all (default: 4,096 for bpe, 8,000 for unigram)
+    kind: str = "", # char (default), bpe (byte-level byte pairs; default of WikiText) or unigram
+    vocab_size: int = None, # tokens in all (default: bpe 4,096, of WikiText 30,000; unigram 8,000)
     out: str = "", # folder to write (default: tokenizers/NAME-KIND)
     encoding: str = "", # of the text files, such as cp1252 (default: UTF-8)
     replace: bool = False, # replace the tokenizer of an earlier call in the same folder
 ):
     "Makes a tokenizer from a corpus: tokenizer.json and tokenizer_config.json in one folder."
     corpus = load_corpus(data, encoding=encoding or None)
+    kind, vocab_size = usual_tokenizer(corpus.name, kind, vocab_size)
     part = "train" if corpus.parts else None
 
     def texts():

@@ -34,20 +34,7 @@ from shakespeare_neox.engine.serve import generate, neox_generate_main
 from shakespeare_neox.engine.tokens import neox_prepare_main
 
 pytestmark = pytest.mark.usefixtures("here")
-COMMANDS = dict(
-    neox_prepare="engine.tokens",
-    neox_tokenizer="engine.tokens",
-    neox_train="engine.run",
-    neox_report="engine.report",
-    neox_tune="engine.tune",
-    neox_generate="engine.serve",
-    neox_archive="engine.archive",
-    neox_verify="engine.archive",
-    neox_finetune="finetune",
-    neox_chat="engine.chat",
-    neox_evaluate="evaluate",
-    neox_benchmark="benchmark",
-)
+COMMANDS = base.COMMANDS
 PACKAGE = Path(importlib.util.find_spec("shakespeare_neox").origin).parent
 PROMPT = "MARIAN:\n"
 
@@ -512,10 +499,6 @@ def test_console_script(name):
     assert subprocess.run([script, "--help"], capture_output=True, text=True).stdout.startswith(
         f"usage: {name}"
     )
-
-
-def test_a_command_is_one_of_the_table():
-    assert COMMANDS == base.COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -530,6 +530,15 @@ def test_version_in_one_place():
     )
 
 
+def test_commands_are_those_of_the_table():
+    "A console script for each, and each called by its name"
+    from shakespeare_neox.engine.base import COMMANDS
+
+    scripts = dict(word.split("=") for word in ini()["console_scripts"].split())
+    assert set(scripts) == set(COMMANDS)
+    assert set(scripts.values()) == {"shakespeare_neox.engine.base:start"}
+
+
 def test_pins_satisfy_the_ranges():
     requirements = pytest.importorskip("packaging.requirements")
     from packaging.utils import canonicalize_name as name

@@ -21,6 +21,7 @@ from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.model import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
+OWNER = "shakespeare-neox"
 RELEASES = "https://github.com/shakespeare-neox/shakespeare_neox/releases/download"
 LONG = ("shakespeare_cpu", "fast", "long")
 RECIPES = {
@@ -41,7 +42,7 @@ def make(name: str, folder: Path):
         model, tokenizer, card = (
             GPT.from_pretrained(best),
             load_tokenizer(best),
-            model_card(best.parent, name),
+            model_card(best.parent, f"{OWNER}/{name}"),
         )
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, tokenizer, torch.float16)
@@ -51,23 +52,28 @@ def make(name: str, folder: Path):
         f"{' '.join([*recipes, *(f'{k}={v}' for k, v in settings.items())])}`, and stored in "
         "fp16 by `python .ci/checkpoint.py`."
     )
-    card = re.sub(r"## Loss\n\n.*\n\n", "", card).replace(
-        f'model="{name}"', 'model="path/of/this/folder"'
-    )  # no plot beside it
+    card = re.sub(r"## Loss\n\n.*\n\n", "", card)  # no plot beside it
+    card = card.replace(f'model="{OWNER}/{name}"', 'model="path/of/this/folder"')
+    card = card.replace(f"neox_generate {OWNER}/{name}", f"neox_generate {name}")
     (folder / "README.md").write_text(
         card.replace("A GPT-NeoX language model.", f"A GPT-NeoX language model. {command}"),
         encoding="utf-8",
     )
 
 
+def release(tag: str, root: Path):
+    "Makes the larger model, packs it, and lists it for the package of the same tag"
+    (name,), out = [n for n in RECIPES if n != SHIPPED], root / "dist-model"
+    make(name, out / name)
+    (out / f"{name}.zip").unlink(missing_ok=True)
+    entry = pack(out / name, out / f"{name}.zip", f"{RELEASES}/{tag}/{name}.zip")
+    (root / "data/models/manifest.json").write_text(
+        json.dumps({name: entry}, indent=1) + "\n", encoding="utf-8"
+    )
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         make(SHIPPED, ROOT / "data/models" / SHIPPED)
-        sys.exit()
-    (name,), out = [n for n in RECIPES if n != SHIPPED], ROOT / "dist-model"
-    make(name, out / name)
-    (out / f"{name}.zip").unlink(missing_ok=True)
-    entry = pack(out / name, out / f"{name}.zip", f"{RELEASES}/{sys.argv[1]}/{name}.zip")
-    (ROOT / "data/models/manifest.json").write_text(
-        json.dumps({name: entry}, indent=1) + "\n", encoding="utf-8"
-    )
+    else:
+        release(sys.argv[1], ROOT)

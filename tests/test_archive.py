@@ -1,6 +1,7 @@
 "Archives of runs: the same bytes each time, and every way in which one can be damaged or forged"
 
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -317,8 +318,11 @@ def test_another_kind_of_file(packed, capsys):
         "",
     ],
 )
-def test_names_that_lead_elsewhere(name, capsys, tmp_path):
-    before = tree(tmp_path.parent)
+def test_names_that_lead_elsewhere(name, capsys, tmp_path, monkeypatch):
+    inside = tmp_path / "a" / "b" / "c"  # each name that climbs still ends in tmp_path
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    before = tree(tmp_path)
     path = raw_zip((zipfile.ZipInfo("manifest.json"), "{}"), (zipfile.ZipInfo("xxxx"), "evil"))
     content = Path(path).read_bytes()
     if len(name) <= 4:  # names that Python would clean are set raw
@@ -330,7 +334,7 @@ def test_names_that_lead_elsewhere(name, capsys, tmp_path):
     refuses(neox_verify_main, ["evil.zip", "--out", "new"], capsys, "evil.zip", "not unpacked")
     Path("evil.zip").unlink()
     nothing_left()
-    assert tree(tmp_path.parent) == before
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -491,3 +495,29 @@ def test_release_packs_a_book():
         step["with"]["path"] for step in steps if step.get("with", {}).get("name") == "model"
     ]
     assert any(Path(out).match(pattern) for pattern in attached)
+
+
+def test_release_makes_a_larger_model():
+    "The model beside a release: a card without a path, a .zip of its sum, found by its name"
+    path = ROOT / ".ci/checkpoint.py"
+    if not path.exists():
+        pytest.skip("the scripts of the release are not beside the tests")
+    spec = importlib.util.spec_from_file_location("checkpoint", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tiny = dict(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=32)
+    steps = dict(train_iters=2, eval_interval=2, data_path="sample")
+    (name,) = [name for name in script.RECIPES if name != script.SHIPPED]
+    script.RECIPES[name] = (("quickstart",), tiny | steps | dict(compile="off"))
+    Path("data/models").mkdir(parents=True)
+    script.release("v1.2.3", Path())
+    (entry,) = json.loads(Path("data/models/manifest.json").read_text()).values()
+    made = Path("dist-model", f"{name}.zip")
+    assert entry["url"].endswith(f"/v1.2.3/{name}.zip")
+    assert entry["sha256"] == hashlib.sha256(made.read_bytes()).hexdigest()
+    card = Path("dist-model", name, "README.md").read_text()
+    assert f"# {name}\n" in card and f"`neox_generate {name}`" in card
+    assert "https://github.com/shakespeare-neox/shakespeare_neox" in card
+    assert str(Path.cwd()) not in card and "loss.png" not in card
+    with zipfile.ZipFile(made) as archive:
+        assert "model.safetensors" in archive.namelist()

@@ -570,6 +570,7 @@ def test_progress_on_a_broken_stream(run, monkeypatch, kind, stream):
     if stream == "closed":
         made.close()
     monkeypatch.setattr(sys, "stderr", made)
+    monkeypatch.setenv("COLUMNS", "120")  # a bar has room
     progress, steps = Progress(watched(), Log(run / "log.jsonl"), kind), []
     for step in progress:
         steps.append(step)

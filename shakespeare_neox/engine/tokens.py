@@ -865,7 +865,8 @@ def neox_prepare(
 ):
     "Turns a corpus into memory-mapped token files, their headers and the tokenizer."
     set_workers(workers)
-    if plain and (plain.endswith(("/", os.sep)) or os.path.isdir(plain)):
+    named = plain.endswith((".txt", ".jsonl"))
+    if plain and not named and (plain.endswith(("/", os.sep)) or os.path.isdir(plain)):
         for path, number in write_usual([data, *more], plain):
             say(f"{number:,} documents", each=True)
             print(path)
@@ -890,20 +891,22 @@ neox_prepare_main = command(neox_prepare)
 # %% ../../nbs/engine/tokens.ipynb #70ce0041
 def usual_tokenizer(
     name: str, # of a corpus
-    kind: str = "", # as of `train_tokenizer`, the usual one if not given
+    kind: str = None, # as of `train_tokenizer`, the usual one if not given
     vocab_size: int = None, # tokens in all, the usual number if not given
 ) -> tuple: # kind and number of tokens; None where the kind decides
     "Which tokenizer a corpus gets"
     source = CORPORA.get(name.split(":")[0])
     usual = source.vocab_size if source else None
-    if kind in ("", "bpe") and vocab_size is None:
+    if kind in (None, "bpe") and vocab_size is None:
         vocab_size = usual
-    return kind or ("bpe" if usual else "char"), vocab_size
+    if kind is None:
+        kind = "bpe" if usual else "char"
+    return kind, vocab_size
 
 # %% ../../nbs/engine/tokens.ipynb #991a06d3
 def neox_tokenizer(
     data: str, # corpus to learn from: sample, tinyshakespeare, a file or a folder
-    kind: str = "", # char (default), bpe (byte-level byte pairs; default of WikiText) or unigram
+    kind: str = None, # char (default), bpe (byte-level byte pairs; default of WikiText) or unigram
     vocab_size: int = None, # tokens in all (default: bpe 4,096, of WikiText 30,000; unigram 8,000)
     out: str = "", # folder to write (default: tokenizers/NAME-KIND)
     encoding: str = "", # of the text files, such as cp1252 (default: UTF-8)

@@ -85,7 +85,7 @@ def modules(root: Path) -> dict:
     package = root / "shakespeare_neox"
     found = {}
     for file in sorted(package.rglob("*.py")):
-        if file.stem not in ("__init__", "_modidx"):
+        if file.stem not in ("__init__", "__main__", "_modidx"):
             found[".".join(file.relative_to(package).with_suffix("").parts)] = file
     return found
 

@@ -46,3 +46,5 @@ from .generate import *
 from .model import *
 from .tokenizer import *
 from .train import *
+
+GPTNeoX = GPT  # noqa: F405  (one class: which of the three it is, its settings say)

@@ -200,7 +200,7 @@ from functools import partial
 
 from torch.utils.checkpoint import checkpoint
 
-from .engine.attention import Cache, place, rotary_at, take_last
+from .engine.attention import Cache, place, rotary_at, take_last, with_loss
 
 # %% ../nbs/02_model.ipynb #998174b3
 @patch
@@ -211,7 +211,8 @@ def forward(self: GPT,
     cache=None, # Cache of keys and values, which this call extends
     document: torch.Tensor = None, # (B, T) document of each token in a packed row; one if not given
     last=False, # True for the last position alone; or (B,) one column of each row
-) -> torch.Tensor: # (B, T or 1, padded_vocab_size)
+    labels: torch.Tensor = None, # (B, T) the ids again, for the loss too; -100 where none counts
+) -> torch.Tensor: # (B, T or 1, padded_vocab_size); with labels a tuple: loss, logits
     "Logits"
     config = self.config
     positions, seen = place(ids, positions, mask, cache, document, config.max_position_embeddings)
@@ -223,8 +224,8 @@ def forward(self: GPT,
         if self.checkpoint_activations and self.training:
             block = partial(checkpoint, block, use_reentrant=False)
         x = block(x, rotary, seen, cache)
-    x = take_last(self.final_norm(x), last)
-    return F.linear(x, self.head.weight if config.no_weight_tying else self.embed.weight)
+    head = self.head if config.no_weight_tying else self.embed
+    return with_loss(F.linear(take_last(self.final_norm(x), last), head.weight), labels)
 
 # %% ../nbs/02_model.ipynb #1e40c962
 @torch.no_grad()

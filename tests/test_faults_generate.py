@@ -670,12 +670,13 @@ def test_the_model_that_writes_is_named(small, capsys):
             str(Path("runs/good")),
         )
     )
-    assert (
-        succeeds(
-            neox_generate_main, ["runs/good", "--prompt", "a", "--max_new_tokens", "3"], capsys
-        ).err
-        == ""
-    )  # who names it knows it
+    words = ["runs/good", "--prompt", "a", "--max_new_tokens", "3"]
+    assert succeeds(neox_generate_main, words, capsys).err == (
+        f"{Path('runs/good/best')} writes (step 1,000, validation loss 1.5000)\n"
+    )
+    assert succeeds(neox_generate_main, [*words, "--quiet"], capsys).err == ""
+    words[0] = "runs/good/best"
+    assert "step 1,000" in succeeds(neox_generate_main, words, capsys).err
 
 
 @pytest.mark.parametrize(
@@ -715,6 +716,9 @@ def test_runs_of_a_sweep_are_seen(small, capsys):
         find_checkpoint("runs/play-tune") == Path("runs/play-tune/lr_2/best")
         and "lr_2" in capsys.readouterr().err
     )
+    for name in ("runs/play-tune", "runs/play-tune/lr_3"):  # said once, whichever is named
+        find_checkpoint(name, tell=True)
+        assert capsys.readouterr().err.count("writes") == 1
     run_of("newer", small, 500, (10, 3.0))
     assert find_checkpoint() == Path("runs/newer/best")
     assert str(Path("runs/play-tune/lr_2")) in capsys.readouterr().err
@@ -769,7 +773,8 @@ def test_a_reader_that_goes_away(more, folder):
     err = writer.stderr.read().decode()
     assert (
         writer.wait(60) in (0, 141)
-        and [line for line in err.splitlines() if "prompts  " not in line] == []
+        and [line for line in err.splitlines()[1:] if "prompts  " not in line] == []
+        and err.startswith("m writes")
     ), err
 
 

@@ -3,6 +3,7 @@ hold something else"""
 
 import math
 import re
+import shlex
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,7 +52,7 @@ def fails(monkeypatch, *outcomes):
     "Lets training give or raise these, one after another"
     left = list(outcomes)
 
-    def train(recipe, shown):
+    def train(recipe, shown, command):
         outcome = left.pop(0)
         if isinstance(outcome, BaseException):
             raise outcome
@@ -309,20 +310,24 @@ def test_ctrl_c_in_the_first_run(here, monkeypatch, capsys):
     "A real signal in a real run: its state is saved, and the sweep goes on from there"
     real, sent = module.train_recipe, []
 
-    def train(recipe, shown):
+    def train(recipe, shown, command):
         def once(event):
             if not sent:
                 sent.append(event)
                 signal.raise_signal(signal.SIGINT)
 
-        return real(recipe, callback=once, shown=shown)
+        return real(recipe, callback=once, shown=shown, command=command)
 
     monkeypatch.setattr(module, "train_recipe", train)
     words = ["quickstart", "seed=1,2", *SHARED]
     with pytest.raises(SystemExit) as stopped:
         neox_tune_main(words)
     assert stopped.value.code == 130 and rows("runs/quickstart-tune") == {}
-    assert "stopped in setting 1 of 2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    command = shlex.join(["neox_tune", *words])
+    assert f"the same command goes on from there: {command}\n" in said  # of the run that stopped
+    assert said.splitlines()[-1] == "neox_tune: interrupted" and "neox_train" not in said
+    assert f"stopped in setting 1 of 2; the same command goes on from there: {command}" in said
     assert succeeds(neox_tune_main, words, capsys).out.strip() == str(
         Path("runs/quickstart-tune/tune.md")
     )
@@ -333,7 +338,7 @@ def test_settings_that_differ_in_signs_alone(here, monkeypatch):
     "Each has a folder of its own, the same in each call, of a length that a disk takes"
     seen = []
 
-    def train(recipe, shown):
+    def train(recipe, shown, command):
         seen.append(recipe.train.save)
         return RESULT
 
@@ -393,7 +398,7 @@ def test_two_sweeps_in_one_folder(here, monkeypatch, capsys):
     "The second gets one line that names the first, and writes nothing into its table"
     words = ["quickstart", "seed=1,2", *SHARED]
 
-    def train(recipe, shown):
+    def train(recipe, shown, command):
         before = tree(here)
         refuses(neox_tune_main, words, capsys, "runs/quickstart-tune is in use by process")
         assert tree(here) == before
@@ -411,7 +416,7 @@ def test_two_sweeps_in_one_folder(here, monkeypatch, capsys):
 def test_a_table_that_cannot_be_written(here, monkeypatch, capsys):
     "The sweep goes on with one line each time, and its runs are kept"
 
-    def block(recipe, shown):
+    def block(recipe, shown, command):
         Path("runs/quickstart-tune/tune.png").unlink(missing_ok=True)
         Path("runs/quickstart-tune/tune.png/x").mkdir(parents=True, exist_ok=True)
         return RESULT

@@ -519,9 +519,8 @@ def test_readme_begins_with_two_commands():
 def test_version_in_one_place():
     "settings.ini has it; what is made from it or cites it agrees"
     yaml, version = pytest.importorskip("yaml"), ini()["version"]
-    assert (
-        ROOT / "shakespeare_neox/__init__.py"
-    ).read_text().strip() == f'__version__ = "{version}"'
+    first = (ROOT / "shakespeare_neox/__init__.py").read_text().splitlines()[0]
+    assert first == f'__version__ = "{version}"'
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == version and cited["repository-code"] == ini()["git_url"]
     assert re.search(
@@ -529,6 +528,15 @@ def test_version_in_one_place():
         (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         re.M,
     )
+
+
+def test_commands_are_those_of_the_table():
+    "A console script for each, and each called by its name"
+    from shakespeare_neox.engine.base import COMMANDS
+
+    scripts = dict(word.split("=") for word in ini()["console_scripts"].split())
+    assert set(scripts) == set(COMMANDS)
+    assert set(scripts.values()) == {"shakespeare_neox.engine.base:start"}
 
 
 def test_pins_satisfy_the_ranges():
@@ -805,7 +813,8 @@ def test_all_public_names():
     assert {public: list(ways.values()) for public, ways in found.items() if len(ways) > 1} == {}
     given = {}
     exec("from shakespeare_neox.all import *", given)
-    assert set(found) == set(given) - {"__builtins__"}
+    assert set(found) | {"GPTNeoX"} == set(given) - {"__builtins__"}
+    assert given["GPTNeoX"] is given["GPT"]
     assert {"load_corpus", "train_tokenizer", "GPT", "train", "generate", "open_checkpoint"} <= set(
         given
     )

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['real_tokens', 'packed_mask', 'Cache', 'check_length', 'extend', 'count_positions', 'place', 'rotary_at', 'take_last',
-           'fused_attention', 'plain_is_faster', 'AttentionKernel', 'use_onednn']
+           'WithLoss', 'with_loss', 'fused_attention', 'plain_is_faster', 'AttentionKernel', 'use_onednn']
 
 # %% ../../nbs/engine/attention.ipynb #f0574ca7
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +211,23 @@ def take_last(
     if isinstance(last, torch.Tensor):
         return x[torch.arange(len(x), device=x.device), last][:, None]
     return x[:, -1:] if last else x
+
+# %% ../../nbs/engine/attention.ipynb #d0070002
+class WithLoss(NamedTuple):
+    "The loss of a batch, and the logits that it was taken from"
+    loss: torch.Tensor # () mean over the targets that count, nats
+    logits: torch.Tensor # (B, T, padded_vocab_size)
+
+def with_loss(
+    logits: torch.Tensor, # (B, T, V)
+    labels: torch.Tensor = None, # (B, T) the ids that were read; -100 where none counts
+): # the logits alone where there are no labels, else WithLoss
+    "Adds the loss of the next ids to logits"
+    if labels is None:
+        return logits
+    wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(wide.flatten(0, 1), labels[:, 1:].flatten())
+    return WithLoss(loss, logits)
 
 # %% ../../nbs/engine/attention.ipynb #9e5bb5d9
 def fused_attention(

@@ -170,7 +170,7 @@ def neox_chat(
     top_p: float = 0.95, # keep the fewest tokens that reach this probability
     min_p: float = 0.0, # keep tokens with this share of the largest probability
     repetition_penalty: float = 1.0, # above 1 discourages what was said
-    seed: int = 1337, # of the draws
+    seed: int = 0, # of the draws
 ):
     "Talks with a tuned model; one line is one question, /quit ends."
     model, tokenizer = open_checkpoint(one_checkpoint(checkpoint, checkpoint_path))

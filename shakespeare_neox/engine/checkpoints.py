@@ -1425,12 +1425,12 @@ def trained_runs(
 
 # %% ../../nbs/engine/checkpoints.ipynb #d0f33b76
 def described(
-    run: Path, # its folder
+    folder: Path, # of a model
 ) -> str: # such as "runs/quickstart/best writes (step 1,500, validation loss 1.4700)"
-    "Which model writes, and how good its log says that it is"
-    score = best_score(run)
+    "Which model writes, and how good the log of its run says that it is"
+    score = best_score(folder.parent) if folder.name == "best" else None
     facts = f" (step {score[1]:,}, validation loss {score[0]:.4f})" if score else ""
-    return f"{run/'best'} writes{facts}"
+    return f"{folder} writes{facts}"
 
 # %% ../../nbs/engine/checkpoints.ipynb #b55bc82a
 def find_run(
@@ -1443,29 +1443,36 @@ def find_run(
     point = None if (Path(path)/"config.json").exists() else best_point(path)
     if not point:
         return None
-    say(f"{described(point)}, the best of {path}")
+    say(f"{described(point/'best')}, the best of {path}")
     return point/"best"
 
 # %% ../../nbs/engine/checkpoints.ipynb #f0f2e75a
 def find_checkpoint(
     path: str = "", # a folder of a model, run or sweep, a name, or nothing for the newest run
     runs: str = "runs", # where runs are looked for
+    tell: bool = False, # whether to say which model it is where the path says it already
 ) -> Path: # a model folder
     "The model folder that is meant"
     if path:
-        return find_run(path) or (None if is_there(path) else find_model(path)) or find_folder(path)
+        inside = find_run(path)
+        folder = inside or (None if is_there(path) else find_model(path)) or find_folder(path)
+        of_sweep = inside and inside.parent != Path(path)         # told by `find_run`
+        if tell and not of_sweep:
+            say(described(folder))
+        return folder
     found = sorted(trained_runs(runs), key=saved_at)
     if not found:
         say(f"no run in {runs}/ yet: the bundled model writes; train your own with: "
             "neox_train quickstart")
         return shipped()
     others = f"; {len(found) - 1} more in {runs}/: neox_generate {found[-2]}" if found[1:] else ""
-    say(f"{described(found[-1])}, the newest run{others}")
+    say(f"{described(found[-1]/'best')}, the newest run{others}")
     return found[-1]/"best"
 
 # %% ../../nbs/engine/checkpoints.ipynb #5cf997cb
 def open_checkpoint(
     path: str = "", # as of `find_checkpoint`
+    tell: bool = False, # as of `find_checkpoint`
 ) -> tuple: # GPT on the best device, Tokenizer
     "Opens a trained model with its tokenizer"
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -1480,4 +1487,4 @@ def open_checkpoint(
         except NeoxError as e:
             raise NeoxError(f"{folder}: {e}") from None
         return model, tokenizer
-    return read_shown(find_checkpoint(path), read)
+    return read_shown(find_checkpoint(path, tell=tell), read)

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['BATCH_KEYS', 'TEXT_LISTS', 'PATHS', 'MOST_SAMPLED', 'PATTERNS', 'FIRST', 'NOT_YAML', 'MOST_BYTES', 'MOST_VALUES',
-           'MOST_DEPTH', 'TEXT_KEYS', 'ENDINGS', 'TEXT_SETTINGS', 'WIDTH', 'NANOGPT', 'MODEL_KEYS', 'TRAIN_KEYS',
-           'SIZES_NEEDED', 'BLOCKS', 'FITTED', 'FITTING', 'OWN_KEYS', 'gpt_neox_keys', 'attention_kinds', 'is_harmless',
-           'unknown_key', 'sort_other_key', 'block_of', 'sort_block_key', 'check_block', 'check_counts',
-           'check_amounts', 'check_shares', 'LengthSettings', 'OptimizerSettings', 'OptimizerBlock', 'is_number',
-           'ScheduleSettings', 'CurriculumSettings', 'CurriculumBlock', 'ScheduleBlock', 'window_length', 'are_growing',
+           'MOST_DEPTH', 'TEXT_KEYS', 'ENDINGS', 'TEXT_ENDINGS', 'CLEARS', 'TEXT_SETTINGS', 'WIDTH', 'LENGTHS',
+           'NANOGPT', 'OTHERS', 'GPU', 'NO_SETTINGS', 'MODEL_KEYS', 'TRAIN_KEYS', 'SIZES_NEEDED', 'BLOCKS', 'FITTED',
+           'FITTING', 'OWN_KEYS', 'gpt_neox_keys', 'attention_kinds', 'is_harmless', 'unknown_key', 'sort_other_key',
+           'block_of', 'sort_block_key', 'check_block', 'check_counts', 'check_amounts', 'check_shares',
+           'LengthSettings', 'OptimizerSettings', 'OptimizerBlock', 'is_number', 'ScheduleSettings',
+           'CurriculumSettings', 'CurriculumBlock', 'ScheduleBlock', 'window_length', 'are_growing',
            'PrecisionSettings', 'HalfPrecision', 'BrainPrecision', 'WatchSettings', 'FileSettings', 'at_home',
            'OwnSettings', 'SettingGroups', 'TrainConfig', 'NumberLoader', 'TextDumper', 'quoted', 'write_yaml',
            'yaml_problem', 'compose', 'YamlReader', 'read_lines', 'read_yaml', 'decoded_text', 'recipe_text',
-           'read_recipe', 'shipped_recipes', 'in_one_line', 'file_exists', 'recipe_hint', 'find_recipe', 'yaml_text',
-           'yaml_value', 'nested', 'parse_override', 'Settings', 'leaf_names', 'override', 'say_overrides', 'merge',
-           'read_recipes', 'sort_key', 'Recipe', 'check_size', 'source_of', 'make_recipe', 'ignored_keys',
-           'names_of_texts', 'leave_tokenizer', 'sort_settings', 'load_config', 'fit_to_text', 'field_notes',
-           'key_rows', 'recipe_keys']
+           'read_recipe', 'shipped_recipes', 'in_one_line', 'file_exists', 'is_a_text', 'recipe_hint', 'find_recipe',
+           'yaml_text', 'yaml_value', 'nested', 'parse_override', 'Settings', 'leaf_names', 'override', 'say_overrides',
+           'other_length', 'merge', 'read_recipes', 'sort_key', 'Recipe', 'check_size', 'source_of', 'make_recipe',
+           'ignored_keys', 'names_of_texts', 'leave_tokenizer', 'sort_settings', 'load_config', 'fit_to_text',
+           'field_notes', 'key_rows', 'recipe_keys']
 
 # %% ../../nbs/engine/recipe.ipynb #0bd27c0f
 import copy
@@ -24,6 +25,7 @@ import json
 import math
 import os
 import re
+import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from inspect import get_annotations
@@ -194,8 +196,7 @@ def check_length(self: LengthSettings):
     "Raises an error if a length is out of range, or given twice"
     if self.train_iters is not None and self.train_epochs is not None:
         raise NeoxError("train_iters and train_epochs are both given; keep one, and clear "
-                        "the other: "
-                        "train_iters=None in Python, train_iters= on the command line")
+                        "the other: train_iters=None")
     check_counts(self, ("train_iters", "train_epochs", *BATCH_KEYS),
                  needed=("train_micro_batch_size_per_gpu",))
     check_amounts(self, ("seed",))
@@ -872,17 +873,30 @@ def file_exists(
         return False
 
 # %% ../../nbs/engine/recipe.ipynb #e9a00084
+TEXT_ENDINGS = (".txt", ".md", ".jsonl", ".parquet", ".gz", ".zst")
+
+def is_a_text(
+    name: str, # that no recipe has
+    path: Path, # the same as a path
+) -> bool:
+    "Whether a name is that of a text, a folder or a corpus"
+    is_folder = file_exists(path) and path.is_dir()
+    known = json.loads((assets("data")/"corpora.json").read_text(encoding="utf-8"))
+    return is_folder or path.suffix in TEXT_ENDINGS or name in known
+
 def recipe_hint(
     name: str, # that no recipe has
     path: Path, # the same as a path
     known: dict, # name -> file of the recipes that ship
 ) -> str:
     "What may have been meant"
-    if file_exists(path):
-        return f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
     if "=" in name:
         return ("; in Python, settings are given by their names: "
                 "train(\"quickstart\", train_iters=300)")
+    if is_a_text(name, path):
+        return f"; to train on this text: neox_train book data_path={shlex.quote(name)}"
+    if file_exists(path):
+        return f"; a recipe's file ends in .yml or .yaml, rename {in_one_line(name)}"
     return nearest(name[:80], known)
 
 # %% ../../nbs/engine/recipe.ipynb #e9a00086
@@ -904,12 +918,14 @@ def find_recipe(
                     f"recipe's name{nearest(path.stem, known)}")
 
 # %% ../../nbs/engine/recipe.ipynb #e9a00087
+CLEARS = ("", "None", "null", "~")                      # typed behind a =
+
 def yaml_text(
     key: str, # of a setting that holds text
     typed: str, # what stands behind the =
-) -> str: # None if nothing does, and the setting may be absent
+) -> str: # None if that clears it, and it may be absent
     "The text that was typed for a setting"
-    if not typed and getattr(TrainConfig, key) is None:
+    if typed in CLEARS and getattr(TrainConfig, key) is None:
         return None
     return typed.replace("\\n", "\n") if key == "sample_prompt" else typed
 
@@ -920,6 +936,8 @@ def yaml_value(
 ): # None if nothing does
     "The number, truth value, word, list or block that was typed for a setting"
     where = word if len(word) <= 80 else f"{word[:60]}..."
+    if typed in CLEARS:
+        return None
     node = compose(typed, where)
     if node is None:
         if typed.strip():
@@ -1048,6 +1066,19 @@ def say_overrides(
         lines[-1] += f" {change},"
     say("\n".join(lines).removesuffix(","))
 
+# %% ../../nbs/engine/recipe.ipynb #d0040002
+LENGTHS = dict(train_iters="train_epochs", train_epochs="train_iters")
+
+def other_length(
+    settings: dict, # merged so far
+    layers: tuple, # what overrides them, all from one place
+) -> dict: # {} where nothing is to be cleared
+    "The length that earlier layers gave in the other way, cleared"
+    given = {key: value for layer in layers for key, value in layer.items()}
+    return {other: None for this, other in LENGTHS.items()
+            if given.get(this) is not None and other not in given
+            and settings.get(other) is not None}
+
 # %% ../../nbs/engine/recipe.ipynb #e9a10008x
 def merge(
     settings: dict, # changed in place
@@ -1057,7 +1088,7 @@ def merge(
 ):
     "Merges nested settings; says what is overridden"
     changes = []
-    for new in layers:
+    for new in (*layers, other_length(settings, layers)):
         if isinstance(settings, Settings):
             settings.note(new, where, lines or {})
         changes += override(settings, new)
@@ -1088,6 +1119,11 @@ NANOGPT = dict(
     learning_rate="optimizer.params.lr", lr="optimizer.params.lr", beta2="optimizer.params.betas",
     dropout="hidden_dropout", grad_clip="gradient_clipping", warmup_iters="warmup",
     out_dir="save", dataset="data_path", dtype="precision")
+OTHERS = dict(epochs="train_epochs", num_train_epochs="train_epochs", steps="train_iters",
+              max_steps="train_iters", context_length="seq_length", name="save")
+GPU = ("a GPU is used where PyTorch finds one; CUDA_VISIBLE_DEVICES=1 before the command chooses "
+       "it, ACCELERATE_USE_CPU=true keeps to the CPU")
+NO_SETTINGS = dict(device=GPU, gpu=GPU, cuda=GPU)
 MODEL_KEYS = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
 TRAIN_KEYS = {f.name for f in fields(TrainConfig)}
 
@@ -1101,8 +1137,11 @@ def sort_key(
         return "model"
     if key in TRAIN_KEYS:
         return "train"
-    if key in NANOGPT:
-        raise NeoxError(f"{key}: not a key of a recipe; here it is called {NANOGPT[key]}")
+    elsewhere = NANOGPT | OTHERS
+    if key in elsewhere:
+        raise NeoxError(f"{key}: not a key of a recipe; here it is called {elsewhere[key]}")
+    if key in NO_SETTINGS:
+        raise NeoxError(f"{key}: not a key of a recipe; {NO_SETTINGS[key]}")
     sort_other_key(key, value, sorted(MODEL_KEYS | TRAIN_KEYS))
     return "ignored"
 
@@ -1308,8 +1347,8 @@ def load_config(
     if len(given) < len(overrides):
         raise NeoxError(f"{', '.join(overrides)}: a setting is given with - and with _; "
                         "keep one of them")
-    for key, value in given.items():
-        merge(settings, nested(key.split("."), plain_value(value, key)))
+    merge(settings, *(nested(key.split("."), plain_value(value, key))
+                      for key, value in given.items()))
     return sort_settings(name, settings)
 
 # %% ../../nbs/engine/recipe.ipynb #a48c2faf

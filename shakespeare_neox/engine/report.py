@@ -6,16 +6,18 @@
 __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_EVENT', 'FIX_LINE', 'PROSE_KEYS', 'ADVICE', 'LICENCES', 'CARD',
            'neox_report_main', 'StartEvent', 'LogEvent', 'EvaluationEvent', 'parse_event', 'read_event', 'log_bytes',
            'read_log', 'event_line', 'Log', 'is_finite_number', 'run_mark', 'note_in_mark', 'describe', 'first_line',
-           'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'terminal_bar', 'watching_place', 'Progress',
-           'noted_signals', 'wandb_hosts', 'wandb_login', 'WandbRun', 'wandb_id', 'wandb_modes', 'public_text',
-           'public', 'init_wandb', 'wandb_arguments', 'say_wandb', 'start_wandb', 'model_files', 'Board', 'draw_losses',
-           'TrainResult', 'table', 'evaluations', 'best_event', 'start_event', 'number_text', 'best_config', 'figures',
-           'read_run', 'fenced', 'sample_text', 'report_text', 'drawn', 'write_figure', 'check_unchanged',
-           'write_noted', 'report_pages', 'write_report', 'check_hub_name', 'model_card', 'upload', 'copy_model',
-           'gather', 'push_to_hub', 'neox_report']
+           'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'terminal_bar', 'watching_place', 'bar_comment',
+           'Progress', 'noted_signals', 'wandb_hosts', 'wandb_login', 'WandbRun', 'wandb_id', 'wandb_modes',
+           'public_text', 'public', 'init_wandb', 'wandb_arguments', 'say_wandb', 'start_wandb', 'model_files', 'Board',
+           'draw_losses', 'TrainResult', 'as_picture', 'table', 'evaluations', 'best_event', 'start_event',
+           'number_text', 'best_config', 'figures', 'read_run', 'fenced', 'sample_text', 'report_text', 'drawn',
+           'write_figure', 'check_unchanged', 'write_noted', 'report_pages', 'write_report', 'check_hub_name',
+           'model_card', 'upload', 'copy_model', 'gather', 'push_to_hub', 'neox_report']
 
 # %% ../../nbs/engine/report.ipynb #278f0f73
+import base64
 import errno
+import html
 import io
 import json
 import math
@@ -343,6 +345,9 @@ def has_terminal() -> bool:
     except (ValueError, AttributeError):
         return False
 
+# %% ../../nbs/engine/report.ipynb #d0060000
+from .base import HUSH
+
 # %% ../../nbs/engine/report.ipynb #9199268c
 def terminal_bar(
     steps: range, # of the run
@@ -351,7 +356,7 @@ def terminal_bar(
     from fastprogress import fastprogress as fp
     fp.WRITER_FN = partial(print, file=Shown())
     with redirect_stdout(Shown()):
-        bar = fp.ConsoleProgressBar(steps, leave=False)
+        bar = fp.ConsoleProgressBar(steps, leave=False, txt_len=66)
     try:
         bar.fill.encode(getattr(sys.stderr, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -359,10 +364,19 @@ def terminal_bar(
     return bar
 
 def watching_place() -> str: # "notebook", "terminal" or "lines"
-    "Where a person watches this process"
+    "Where a person watches this process; nobody does with --quiet"
+    if HUSH.is_set():
+        return "lines"
     if IN_NOTEBOOK:
         return "notebook"
     return "terminal" if has_terminal() else "lines"
+
+# %% ../../nbs/engine/report.ipynb #d0060001
+def bar_comment(
+    event: dict, # of a step in the log
+) -> str:
+    "What a bar in a terminal says behind its steps and its time"
+    return f"loss {event['loss']:.3f}, {event['tokens_per_second']:,.0f} tokens/s"
 
 # %% ../../nbs/engine/report.ipynb #80dd5d5f
 class Progress(Callback):
@@ -416,7 +430,7 @@ def show(self: Progress,
                 "from here on there are lines")
             self.kind = "lines"
     if self.kind == "terminal" and event["event"] == "log":
-        self.bar.comment = line.split("  ", 1)[1]
+        self.bar.comment = bar_comment(event)
     else:
         say(("\r" if self.kind == "terminal" else "") + line)
 
@@ -746,6 +760,30 @@ def plot(self: TrainResult): # matplotlib's axes
     draw_losses(ax, self.events)
     ax.set_title(self.folder.name)
     return ax
+
+# %% ../../nbs/engine/report.ipynb #d0110001
+def as_picture(
+    figure, # matplotlib's
+) -> str: # HTML
+    "A figure inside a page"
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=80, bbox_inches="tight")
+    encoded = base64.b64encode(content.getvalue()).decode()
+    return f'<img alt="loss by step" src="data:image/png;base64,{encoded}">'
+
+@patch
+def _repr_html_(self: TrainResult) -> str:
+    "The numbers, the curve and the last sample, for a notebook"
+    parts = [f"<p>{html.escape(repr(self))}</p>"]
+    try:
+        ax = self.plot()
+        parts.append(as_picture(ax.figure))
+        import_matplotlib().pyplot.close(ax.figure)
+    except Exception as e:                              # no plot is worth a result
+        say_once(f"the curve could not be drawn: {first_line(e)}")
+    if self.sample:
+        parts.append(f"<pre>{html.escape(self.sample)}</pre>")
+    return "\n".join(parts)
 
 # %% ../../nbs/engine/report.ipynb #a91b4d02
 def table(

@@ -12,14 +12,15 @@ __all__ = ['NAMES_NO_TEXT', 'neox_train_main', 'run_tokenizer', 'training_pieces
            'make_run', 'losses_within_memory', 'mean_loss', 'evaluate', 'is_due', 'logs_now', 'scores_now', 'saves_now',
            'RunCallback', 'Signals', 'check_finite', 'FiniteCheck', 'sample_now', 'Evaluation', 'find_lost_best',
            'BestModel', 'EarlyStop', 'EpochModels', 'SavedStates', 'LogLines', 'make_callbacks', 'pays_to_compile',
-           'compile_if_it_pays', 'facts_of', 'how_to_go_on', 'stop', 'fit_and_log', 'result_of', 'open_folder',
-           'try_report', 'train_run', 'train_recipe', 'train', 'seconds_for_a_step', 'dry_run', 'carry_out',
-           'neox_train']
+           'compile_if_it_pays', 'facts_of', 'place_line', 'opening_lines', 'how_to_go_on', 'stop', 'fit_and_log',
+           'result_of', 'open_folder', 'try_report', 'train_run', 'train_recipe', 'check_keywords', 'train',
+           'seconds_for_a_step', 'dry_run', 'recipe_note', 'list_recipes', 'closing_lines', 'carry_out', 'neox_train']
 
 # %% ../../nbs/engine/run.ipynb #9e8b7962
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,9 +29,11 @@ import time
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields, replace
+from difflib import get_close_matches
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 
 # %% ../../nbs/engine/run.ipynb #e9cfa001
 import torch
@@ -501,7 +504,7 @@ from .attention import use_onednn
 from .checkpoints import family_for
 from .device import DeviceTrainer, TorchSettings, check_alike, check_memory
 from .optimizers import WeightAverage, make_optimizer
-from .recipe import MODEL_KEYS, fit_to_text
+from .recipe import MODEL_KEYS, TRAIN_KEYS, fit_to_text
 
 # %% ../../nbs/engine/run.ipynb #e9cfa003
 from .device import make_accelerator
@@ -977,6 +980,7 @@ def compile_if_it_pays(
 from .device import together
 from .report import best_event, first_line, start_wandb, write_report
 from .state import claim_folder, held_folder, versions
+from ..model import count_parameters
 
 # %% ../../nbs/engine/run.ipynb #e9c0005c
 def facts_of(
@@ -986,6 +990,31 @@ def facts_of(
     return dict(precision=run.precision, compiled=run.compiled, device=run.accelerator.device.type,
                 data=run.data.name, licence=run.data.licence, weights=run.weights,
                 processes=run.plan.n_processes)
+
+# %% ../../nbs/engine/run.ipynb #d0050002
+def place_line(
+    run: Run, # about to start
+) -> str: # such as "cpu in fp32, 2 threads, not compiled"
+    "With what a run computes"
+    kind = run.accelerator.device.type
+    name = torch.cuda.get_device_name() if kind == "cuda" else kind
+    threads = torch.get_num_threads()
+    with_threads = f", {threads} thread{'s'*(threads > 1)}" if kind == "cpu" else ""
+    processes = f", {run.plan.n_processes} processes" if run.plan.n_processes > 1 else ""
+    compiled = "compiled" if run.compiled else "not compiled"
+    return f"{name} in {run.precision}{with_threads}{processes}, {compiled}"
+
+# %% ../../nbs/engine/run.ipynb #d0050004
+def opening_lines(
+    run: Run, # about to start
+) -> str: # two lines
+    "What a run will do, and with what"
+    plan, tokens = run.plan, run.data.files["train"]
+    epochs = plan.n_steps/steps_in_epoch(tokens, plan.seq_length, plan.batch_size)
+    n_parameters = sum(count_parameters(run.config).values())
+    return (f"{run.folder}: {n_parameters:,} parameters, {len(tokens):,} tokens to train on, "
+            f"{plan.n_steps:,} steps of {plan.batch_size} x {plan.seq_length} "
+            f"({epochs:.1f} epochs)\n    on {place_line(run)}")
 
 # %% ../../nbs/engine/run.ipynb #dd5dbb15
 def how_to_go_on(
@@ -1021,6 +1050,7 @@ def fit_and_log(
 ):
     "Does the steps that are left, and shows what happens"
     compile_if_it_pays(run)
+    say(opening_lines(run))
     board = Board(start_wandb(run), log.events, run.folder/"best")
     log.add(event="start", step=run.step, **facts_of(run), **versions())
     progress = Progress(run, log, shown if run.is_main else "lines")
@@ -1095,9 +1125,21 @@ def train_recipe(
     callback=None, # a function that is called with each event of the log
     force: bool = False, # whether to try what will not fit into memory
     shown: str = None, # how progress is shown, as of `Progress`
+    command: str = "", # that goes on with the run, where neox_train cannot
 ) -> TrainResult:
     "Trains a recipe, or goes on where its folder stopped"
-    return train_run(make_run(recipe, force), callback, shown)
+    run = make_run(recipe, force)
+    run.data.command = command or run.data.command
+    return train_run(run, callback, shown)
+
+def check_keywords(
+    overrides: dict, # settings, and what was meant for a keyword
+):
+    "Raises an error for a keyword of `train` that is misspelt"
+    for name in overrides:
+        near = get_close_matches(name, ("callback", "force", "shown"), cutoff=0.7)
+        if near and name not in MODEL_KEYS | TRAIN_KEYS:
+            raise NeoxError(f"{name}: no such keyword (nearest: {near[0]})")
 
 def train(
     *recipes: str, # names or paths of recipes, later ones override earlier ones
@@ -1107,6 +1149,7 @@ def train(
     **overrides, # settings that override the recipes
 ) -> TrainResult:
     "Trains a model; the result says what happened"
+    check_keywords(overrides)
     return train_recipe(load_config(*recipes, **overrides), callback, force, shown)
 
 # %% ../../nbs/engine/run.ipynb #e9cf0005
@@ -1142,6 +1185,43 @@ def dry_run(
         f"{tokens/sizes['train']:.1f} epochs",
         f"time      {minutes:>15,.1f} minutes, about, {where}, evaluations not counted"])
 
+# %% ../../nbs/engine/run.ipynb #d0020000
+from .recipe import recipe_text, shipped_recipes
+
+# %% ../../nbs/engine/run.ipynb #d0020002
+def recipe_note(
+    text: str, # of a recipe's file
+) -> str: # "" if it begins with no comment
+    "The first sentence of the comment with which a recipe begins"
+    words = []
+    for line in text.splitlines():
+        if not re.match(r"# \w", line):                 # an indented line is an example
+            break
+        words += line.removeprefix("# ").split()
+    return re.split(r"[.;](?: |$)", " ".join(words))[0]
+
+def list_recipes() -> str: # several lines
+    "The recipes that ship, with one line each"
+    known = dict(sorted(shipped_recipes().items()))
+    width = max(map(len, known))
+    lines = []
+    for name, path in known.items():
+        note = shorten(recipe_note(recipe_text(path)), 97 - width, placeholder=" ...")
+        lines.append(f"{name:<{width}}  {note}")
+    return "\n".join(lines)
+
+# %% ../../nbs/engine/run.ipynb #d0050011
+def closing_lines(
+    result: TrainResult, # of a run
+) -> str: # several lines
+    "What happened, where it lies, and what to do next"
+    folder = result.folder
+    lines = [str(result)]
+    for what, name in dict(model="best", report="report.md", curve="loss.png").items():
+        if (folder/name).exists():
+            lines.append(f"    {what:<7} {folder/name}")
+    return "\n".join([*lines, f"    next    neox_generate {shlex.quote(str(folder))}"])
+
 # %% ../../nbs/engine/run.ipynb #e9cf0006
 from .recipe import merge, parse_override, read_recipes, sort_settings
 
@@ -1155,7 +1235,7 @@ def carry_out(
     if dry:
         return dry_run(make_run(recipe, force))
     result = train_recipe(recipe, force=force)
-    say(result)
+    say(closing_lines(result))
     return result.folder/"best"
 
 # %% ../../nbs/engine/run.ipynb #e9c1013x
@@ -1166,8 +1246,11 @@ def neox_train(
     checkpoint_dir: str = "", # folder of the run (default: runs/NAME); an unfinished run goes on
     dry_run: bool = False, # say what the run would cost, and stop
     force: bool = False, # try a model that will not fit into memory
+    list: bool = False, # print the recipes that ship, with one line each, and stop
 ):
     "Trains a model: neox_train RECIPE ... [key=value ...], as neox_train quickstart seed=3"
+    if list:
+        return print(list_recipes())
     name, settings = read_recipes(*[word for word in words if "=" not in word])
     given = [parse_override(word) for word in words if "=" in word]
     flags = dict(data_path=data_path, vocab_file=tokenizer_path, save=checkpoint_dir)
@@ -1178,5 +1261,15 @@ def neox_train(
         dist.destroy_process_group()
     if is_main():
         print(said)
+
+neox_train.notes = """\
+recipes:        quickstart, shakespeare_cpu with fast (or fast sprint, fast long), wiki_cpu,
+                wiki_small, nanogpt_char, llama_char, llama_15m, gpt2_124m, shakespeare_config;
+                --list tells more
+your own text:  neox_train book data_path=mine.txt
+settings:       any key of a recipe: optimizer.params.lr=1e-3 (the learning rate), num_layers=4,
+                train_iters=2000 or train_epochs=3, patience=3 (early stop), seed=3
+a GPU:          is used where there is one; CUDA_VISIBLE_DEVICES=1 before the command chooses it,
+                ACCELERATE_USE_CPU=true keeps to the CPU"""
 
 neox_train_main = command(neox_train)

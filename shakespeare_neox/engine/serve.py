@@ -7,8 +7,8 @@ __all__ = ['MANY', 'RANGES', 'LONGEST_PROMPTS', 'neox_generate_main', 'check_in_
            'prompt_ids', 'encode_prompts', 'BoundedStream', 'stop_at', 'held_back', 'Continuation', 'end_ids',
            'decode_stream', 'stream', 'make_decoder', 'by_length', 'drop_ended', 'complete', 'in_order',
            'progress_line', 'with_progress', 'generate_many', 'generate', 'open_prompts', 'prompt_bytes', 'read_text',
-           'prompt_of', 'read_prompts', 'json_line', 'print_texts', 'one_checkpoint', 'texts_of', 'check_no_prompt',
-           'talk', 'neox_generate']
+           'prompt_of', 'read_prompts', 'json_line', 'print_texts', 'one_checkpoint', 'repeated', 'texts_of',
+           'check_no_prompt', 'talk', 'neox_generate']
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0004
 import importlib
@@ -45,11 +45,12 @@ RANGES = dict(max_new_tokens=(Integral, 0, MANY), top_k=(Integral, 0, MANY),
 def check_in_range(
     name: str, # of the setting
     value, # as it was given
+    ranges: dict = RANGES, # name -> kind, least and most
 ):
     "Raises an error for a setting that is unknown, no number or out of range"
-    if name not in RANGES:
-        raise NeoxError(f"{name}: no such setting{nearest(name, RANGES)}")
-    kind, least, most = RANGES[name]
+    if name not in ranges:
+        raise NeoxError(f"{name}: no such setting{nearest(name, ranges)}")
+    kind, least, most = ranges[name]
     if not isinstance(value, kind) or isinstance(value, bool):
         what = "whole number" if kind is Integral else "number"
         raise NeoxError(f"{name}: {value!r} is not a {what}")
@@ -577,6 +578,15 @@ def one_checkpoint(
         raise NeoxError(f"give one checkpoint, not {given}; a text to continue goes after --prompt")
     return "".join(map(str, words)) or flag
 
+# %% ../../nbs/engine/serve.ipynb #d0030002
+def repeated(
+    prompts: list, # texts to continue
+    n: int, # how many times each
+) -> list: # the same texts, each n times
+    "Each prompt as often as a text of it is wanted"
+    check_in_range("n", n, dict(n=(Integral, 1, MANY)))
+    return [prompt for prompt in prompts for _ in range(n)]
+
 # %% ../../nbs/engine/serve.ipynb #5e2e0095
 def texts_of(
     model: GPT, # in evaluation mode
@@ -624,12 +634,13 @@ def neox_generate(
     min_p: float = 0.0, # keep tokens with this share of the largest probability
     repetition_penalty: float = 1.0, # above 1 discourages what was said
     stop: list = (), # end before this text, \n for a new line
-    seed: int = 1337, # of the draws; prompt n draws from seed + n
+    n: int = 1, # texts of each prompt
+    seed: int = 0, # of the draws; text number i draws from seed + i
     batch_size: int = 32, # prompts that are written at once
     jsonl: bool = False, # write a JSON object with prompt and text for each prompt
     chat: bool = False, # talk with a tuned model in the terminal, as neox_chat does
 ):
-    "Writes text with a trained model; the prompt comes first."
+    "Writes text with a trained model; each prompt stands before its continuation."
     path = one_checkpoint(checkpoint, checkpoint_path)
     if chat:
         check_no_prompt(prompt=prompt, prompt_file=prompt_file, stop=stop, jsonl=jsonl)
@@ -639,12 +650,13 @@ def neox_generate(
     stop = [text.replace("\\n", "\n") for text in as_stops(stop)]
     if prompt_file:
         prompts = read_prompts(prompt_file)
+    prompts = repeated(prompts, n)
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                     top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
     check_range(batch_size=batch_size, **settings)
     if chat:
         return talk(checkpoint_path=path, **settings)
-    model, tokenizer = open_checkpoint(path)
+    model, tokenizer = open_checkpoint(path, tell=True)
     print_texts(prompts, texts_of(model, tokenizer, prompts, stop, batch_size, settings), jsonl)
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0038

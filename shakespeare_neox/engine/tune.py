@@ -13,6 +13,7 @@ import copy
 import itertools
 import math
 import re
+import shlex
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -321,8 +322,7 @@ def settings_with(
 ) -> dict: # others; the first are left as they are
     "Settings that are changed by words"
     changed = copy.deepcopy(settings)
-    for word in words:
-        merge(changed, parse_override(word))
+    merge(changed, *map(parse_override, words))
     return changed
 
 # %% ../../nbs/engine/tune.ipynb #9604d8a1
@@ -331,13 +331,14 @@ def run_point(
     settings: dict, # merged
     folder: Path, # of this run
     words: list, # what is special about it
+    command: str = "", # that goes on with the sweep
 ) -> dict: # a row of the table
     "Trains one setting; one that fails is noted with its reason"
     row = empty_row(words)
     settings = copy.deepcopy(settings)
     merge(settings, dict(save=str(folder)))
     try:
-        result = train_recipe(sort_settings(name, settings), shown="lines")
+        result = train_recipe(sort_settings(name, settings), shown="lines", command=command)
     except Exception as e:
         return row | dict(error=failure_line(e))
     if not math.isfinite(result.best_loss):
@@ -397,6 +398,7 @@ def run_points(
     points: list, # words of each setting
     fixed: list, # words that are the same in all
     sweep: Sweep, # without rows
+    command: str = "", # that goes on with it
 ) -> Sweep: # the best setting first
     "Trains one setting after another"
     folder, rows = sweep.folder, []
@@ -406,9 +408,9 @@ def run_points(
         say(f"{at}: {' '.join(point)}")
         settings = settings_with(shared, fixed + point)
         try:
-            rows.append(run_point(name, settings, folder/point_name(point), point))
+            rows.append(run_point(name, settings, folder/point_name(point), point, command))
         except (KeyboardInterrupt, SystemExit):
-            say(f"{folder}: stopped in {at}; the same command goes on from there")
+            say(f"{folder}: stopped in {at}; the same command goes on from there: {command}")
             raise
         sweep = Sweep(folder, sorted(rows, key=lambda row: row["loss"]), sweep.axes)
         write_sweep(sweep)
@@ -419,6 +421,7 @@ def tune(
     *recipes: str, # names or paths of recipes
     words: list, # key=value,value,... for each key to vary, key=value for what all share
     folder: Path = None, # of the sweep (default: runs/NAME-tune)
+    command: str = "tune(...) in Python", # that goes on with a sweep that was stopped
 ) -> Sweep: # the best setting first
     "Trains all combinations of some settings and compares them"
     name, shared = read_recipes(*recipes)
@@ -428,7 +431,7 @@ def tune(
     folder = Path(folder or f"runs/{name}-tune")
     axes = [word.split("=")[0] for word in points[0]]
     with held_sweep(folder):
-        return run_points(name, shared, points, fixed, Sweep(folder, [], axes))
+        return run_points(name, shared, points, fixed, Sweep(folder, [], axes), command)
 
 # %% ../../nbs/engine/tune.ipynb #3a4c9ade
 def draw_rate(
@@ -477,7 +480,9 @@ def neox_tune(
         return suggest_rate(words, checkpoint_dir)
     recipes = [word for word in words if "=" not in word]
     settings = [word for word in words if "=" in word]
-    sweep = tune(*recipes, words=settings, folder=checkpoint_dir or None)
+    folder = ["--checkpoint_dir", checkpoint_dir] if checkpoint_dir else []
+    command = shlex.join(["neox_tune", *words, *folder])
+    sweep = tune(*recipes, words=settings, folder=checkpoint_dir or None, command=command)
     say(sweep)
     print(sweep.folder/"tune.md")
 

@@ -10,7 +10,7 @@ __all__ = ['UNIGRAM_SPLIT', 'PATIENCE', 'SLOW', 'VOCAB_SIZES', 'LEAST_SIZES', 'L
 import json
 from pathlib import Path
 
-from fastcore.basics import patch
+from fastcore.basics import AttrDict, patch
 
 from .base import NeoxError, first_change, nearest, say_after, text_lines
 from ..tokenizer import SPECIAL_TOKENS, Tokenizer, bpe_backend, character_backend
@@ -169,6 +169,49 @@ def decode(self: CheckedTokenizer,
     silent = self.special_ids - ({self.unk_id} - {self.eot_id, self.bos_id, self.pad_id})
     ids = [int(i) for i in ids if int(i) not in silent]
     return self.backend.decode(ids, skip_special_tokens=False)
+
+# %% ../../nbs/engine/vocab.ipynb #d0100002
+@patch
+def __call__(self: CheckedTokenizer,
+    texts, # a str, or a list of them
+    return_tensors: str = None, # "pt" for tensors (B, T), padded on the left
+) -> AttrDict: # input_ids and attention_mask, which is 0 for padding
+    "Ids of texts, as transformers' tokenizers give them"
+    one = isinstance(texts, str)
+    rows = [self.encode(text) for text in ([texts] if one else texts)]
+    if return_tensors not in (None, "pt"):
+        raise NeoxError(f"return_tensors: {return_tensors!r} is not available; give 'pt'")
+    longest = max(map(len, rows), default=0) if return_tensors else 0
+    pads = [[self.pad_id or 0]*(longest - len(row)) for row in rows]
+    ids = [pad + row for pad, row in zip(pads, rows)]
+    mask = [[0]*len(pad) + [1]*len(row) for pad, row in zip(pads, rows)]
+    if return_tensors:
+        import torch
+        return AttrDict(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
+    if one:
+        ids, mask = ids[0], mask[0]
+    return AttrDict(input_ids=ids, attention_mask=mask)
+
+# %% ../../nbs/engine/vocab.ipynb #d0100003
+@patch
+def __len__(self: CheckedTokenizer) -> int:
+    "How many tokens it has"
+    return self.vocab_size
+
+@patch(as_prop=True)
+def eos_token_id(self: CheckedTokenizer): # None where no token has this role
+    "The id that ends a text"
+    return self.eot_id
+
+@patch(as_prop=True)
+def bos_token_id(self: CheckedTokenizer): # None where no token has this role
+    "The id that begins a text"
+    return self.bos_id
+
+@patch(as_prop=True)
+def pad_token_id(self: CheckedTokenizer): # None where no token has this role
+    "The id of padding"
+    return self.pad_id
 
 # %% ../../nbs/engine/vocab.ipynb #80b0cfa3
 @patch

@@ -25,7 +25,7 @@ from shakespeare_neox.engine.pass_rate import (
     ExerciseScores,
     load_benchmark,
     lookup,
-    overlap,
+    exercise_overlap,
     pass_at_k,
     pass_rate,
     score_exercises,
@@ -102,21 +102,21 @@ def test_values_are_compared_by_type():
 
 
 def test_overlap():
-    clean = overlap("def plus(apples):\n    return apples\n")
+    clean = exercise_overlap("def plus(apples):\n    return apples\n")
     assert not any(clean.values())
     for each in EXERCISES[::20]:
-        found = overlap(each.prompt)
+        found = exercise_overlap(each.prompt)
         assert found["names"] == [each.name] and each.name in found["docstrings"]
         assert each.template in found["templates"] and found["words"]
     nouns = [noun for pair in TOPICS.values() for noun in pair]
-    assert all(overlap(f"twelve {noun}_left here")["words"] == [noun] for noun in nouns)
+    assert all(exercise_overlap(f"twelve {noun}_left here")["words"] == [noun] for noun in nouns)
 
 
 def test_templates_are_held_out_with_other_words():
     "Each template is found in a text of other nouns and numbers"
     for row in itertools.chain(*LEVELS):
         text = filled(row[2], ("apples", "plums"), 23)
-        assert row[0] in overlap(f"A text. {text} More of it.")["templates"], text
+        assert row[0] in exercise_overlap(f"A text. {text} More of it.")["templates"], text
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'BENCHMARK_FIELDS', 'pass_at_k', 'ExerciseScores', 'passed_share', 'pass_rate', 'score_exercises',
-           'template_pattern', 'overlap', 'functions_in', 'words_of', 'Renamer', 'lookup', 'adapted', 'from_record',
-           'load_benchmark']
+           'template_pattern', 'exercise_overlap', 'functions_in', 'words_of', 'Renamer', 'lookup', 'adapted',
+           'from_record', 'load_benchmark']
 
 # %% ../../nbs/engine/pass_rate.ipynb #19000004
 import ast
@@ -99,7 +99,7 @@ def template_pattern(
                    for part in parts)
 
 # %% ../../nbs/engine/pass_rate.ipynb #19000017
-def overlap(
+def exercise_overlap(
     text: str, # training text
     exercises: list = None, # of Exercise (default: all of this page)
 ) -> dict: # "words", "names", "docstrings", "templates" -> what was found, all empty if held out

@@ -23,9 +23,9 @@ from shakespeare_neox.engine.exercises import (
 )
 from shakespeare_neox.engine.pass_rate import (
     ExerciseScores,
+    exercise_overlap,
     load_benchmark,
     lookup,
-    exercise_overlap,
     pass_at_k,
     pass_rate,
     score_exercises,

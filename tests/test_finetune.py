@@ -35,13 +35,7 @@ from shakespeare_neox.engine.instructions import (
 from shakespeare_neox.engine.run import evaluate, train_run
 from shakespeare_neox.engine.serve import neox_generate_main
 from shakespeare_neox.engine.tokens import load_tokenizer
-from shakespeare_neox.engine.tuning import (
-    Forgetting,
-    PackedChats,
-    WatchedText,
-    chat_run,
-    pack_rows,
-)
+from shakespeare_neox.engine.tuning import Forgetting, PackedChats, WatchedText, chat_run, pack_rows
 from shakespeare_neox.engine.vocab import train_tokenizer
 from shakespeare_neox.finetune import (
     chat_data,
@@ -627,6 +621,24 @@ def test_command_refuses(tokenizer, capsys):
     other = [*here, "--finetuned_model_dir", "x", "--tokenizer_path", "tokenizer.json"]
     refuses(neox_finetune_main, other, capsys, "is not the tokenizer that the model")
     assert not Path("x").exists()
+
+
+def test_a_run_that_diverges_names_the_command_that_tunes(tokenizer, capsys):
+    "neox_train cannot repeat it: the settings of a tuned run name no text"
+    write([dict(messages=e.messages, category=e.category) for e in some_examples()])
+    words = [f"{key}={value}" for key, value in STEPS.items() if value is not None]
+    given = ["--pretrained_ckpt_path", a_base(tokenizer), "--dataset_path", "data.jsonl"]
+    given += ["--finetuned_model_dir", "tuned", *words, "optimizer.params.lr=1e30"]
+    advice = "neox_finetune with --finetuned_model_dir tuned-2 optimizer.params.lr=5e+29"
+    line = refuses(neox_finetune_main, given, capsys, advice, steps=True)
+    assert "neox_train" not in line
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(tokenizer, capsys):
+    Path("a_file").write_text("not a folder")
+    given = ["--pretrained_ckpt_path", "no_model", "--dataset_path", "no_data.jsonl"]
+    given += ["--finetuned_model_dir", "a_file/tuned"]
+    refuses(neox_finetune_main, given, capsys, "a_file/tuned: cannot be written")
 
 
 # families and flags

@@ -108,6 +108,7 @@ class RunData:
     licence: str = "unknown" # of the text
     name: str = "given in Python" # of the text, for the log
     command: str = "" # that goes on with its run, where neox_train cannot
+    anew: str = "" # the beginning of the command that trains anew, where neox_train cannot
 
     @cached_property
     def fingerprints(self): # {"train", "valid", "tokenizer"}: checksums
@@ -360,6 +361,8 @@ def new_try(
     "The command that trains anew, in another folder"
     config, other = (shlex.quote(str(path))
                      for path in (run.folder/"config.yml", free_name(run.folder)))
+    if run.data.anew:
+        return " ".join([run.data.anew, other, *changes])
     return " ".join(["neox_train", config, *changes, "--checkpoint_dir", other])
 
 # %% ../../nbs/engine/state.ipynb #7a88d157

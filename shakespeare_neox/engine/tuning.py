@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TUNING', 'RowData', 'pack_rows', 'PackedChats', 'tuning_recipe', 'open_base', 'watched_text', 'WatchedText',
-           'Forgetting', 'tuning_examples', 'with_lora', 'chat_run', 'check_given', 'tune_model']
+           'Forgetting', 'tuning_examples', 'with_lora', 'chat_run', 'check_given', 'check_ready', 'watch_text',
+           'tune_model']
 
 # %% ../../nbs/engine/tuning.ipynb #363c9533
 import copy
@@ -23,6 +24,7 @@ from .checkpoints import find_checkpoint
 from .corpora import load_corpus
 
 # %% ../../nbs/engine/tuning.ipynb #c9761252
+from .base import is_writable
 from .instructions import read_instructions, render, split_examples
 from .recipe import MODEL_KEYS, Recipe, merge, read_recipes, sort_settings
 from .run import evaluate, make_run, train_run
@@ -192,14 +194,8 @@ def watched_text(
     n_characters: int = 100_000, # as many as are scored at most
 ) -> str:
     "The text that is watched"
-    files = load_corpus(str(name)).files
-    held_out = [path for path, part in files if part == "valid"] or [path for path, _ in files]
-    try:
-        text = Path(held_out[-1]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise NeoxError(f"{held_out[-1]}: could not be read as UTF-8 text ({type(e).__name__}); "
-                        "give another text to --watch") from None
-    return text[-n_characters:]
+    corpus = load_corpus(str(name))
+    return corpus.beginning("valid", n_characters) or corpus.beginning("train", n_characters)
 
 # %% ../../nbs/engine/tuning.ipynb #114ec5d5
 class WatchedText:
@@ -231,7 +227,7 @@ class Forgetting:
         text: WatchedText, # to score
     ):
         self.run, self.text = run, text
-        self.path, self.before = run.folder/"forgetting.jsonl", None
+        self.path = run.folder/"forgetting.jsonl"
         self.seen = []                                      # dict(step=, loss=)
 
     def loss(self): # nats a token, of the model as it is now
@@ -327,6 +323,30 @@ def check_given(
                         "--pretrained_ckpt_path MODEL --dataset_path dolly "
                         "--finetuned_model_dir runs/tuned")
 
+# %% ../../nbs/engine/tuning.ipynb #af8a37fa
+def check_ready(
+    folder: Path, # of the run
+    lora: Lora = None, # adapters that are asked for
+):
+    "Raises an error for a folder that cannot be written, and for adapters without peft"
+    if not is_writable(folder):
+        raise NeoxError(f"{folder}: cannot be written; give another --finetuned_model_dir")
+    if lora:
+        import_extra("peft", "lora")
+
+# %% ../../nbs/engine/tuning.ipynb #88d68943
+def watch_text(
+    run: Run, # that is about to begin
+    name: str, # a file, a folder or a corpus; none is watched if empty
+): # Forgetting, or None
+    "Follows the loss on a text from before the first step"
+    if not name:
+        return None
+    forgetting = Forgetting(run, WatchedText(watched_text(name), run.data.tokenizer))
+    if is_main():
+        forgetting.begin()
+    return forgetting
+
 # %% ../../nbs/engine/tuning.ipynb #c9f4cbe6
 def tune_model(
     make_data, # (tokenizer, train, valid, seq_length, name) -> RunData
@@ -342,19 +362,17 @@ def tune_model(
     shown: str = None, # "notebook", "terminal" or "lines"; found out if not given
 ): # TrainResult
     "Tunes a model on instructions"
-    if lora:
-        import_extra("peft", "lora")                        # its lack is said before all else
+    check_ready(folder, lora)
     model, tokenizer = open_base(path, tokenizer_path)
     train, valid = tuning_examples(dataset, held_out, valid_path)
     data = make_data(tokenizer, train, valid, model.config.seq_length, str(dataset))
-    data.command = f"neox_finetune with --finetuned_model_dir {folder}"
+    data.anew = "neox_finetune with --finetuned_model_dir"
+    data.command = f"{data.anew} {folder}"
     run = chat_run(model, data, folder, *given, prompt=valid[0].messages[:-1], lora=lora,
                    adapts=str(path).removeprefix("hf:"))
     say(trained_line(run.model))
     say(f"held-out answers before tuning: {evaluate(run)['loss']:.4f} nats a token")
-    forgetting = Forgetting(run, WatchedText(watched_text(watch), tokenizer)) if watch else None
-    if forgetting and is_main():
-        forgetting.begin()
+    forgetting = watch_text(run, watch)
     try:
         return train_run(run, forgetting, shown=shown)
     except NeoxError as e:                                  # a run speaks of neox_train's flag

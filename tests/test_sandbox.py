@@ -478,6 +478,30 @@ def test_killed_server(host, monkeypatch):
     assert gone(host)
 
 
+@isolated
+def test_a_closed_sandbox_runs_nothing(host):
+    "It must not fall back to the rights of its user"
+    program = f"open({str(host.secret)!r}, 'w')"
+    with Sandbox(allow_code_execution=True) as box:
+        assert box.run("x = 1").status == "ok"
+    with pytest.raises(NeoxError, match="this sandbox is closed"):
+        box.run(program)
+    assert host.secret.read_text() == SECRET
+
+
+@isolated
+def test_a_sandbox_that_cannot_be_opened_again_runs_nothing(host, monkeypatch):
+    box = Sandbox(allow_code_execution=True)
+    box.server.kill()
+    box.server.wait()
+    monkeypatch.setattr(sandbox, "checked_server", lambda: (None, "gone"))
+    with pytest.raises(NeoxError, match="cannot be isolated here .gone."):
+        box.run("x = 1")
+    with pytest.raises(NeoxError, match="this sandbox is closed"):
+        box.run(f"open({str(host.secret)!r}, 'w')")
+    assert host.secret.read_text() == SECRET
+
+
 # where there are no namespaces
 
 FORBIDDEN = (
@@ -528,6 +552,8 @@ def test_unsafe(host, monkeypatch, capsys):
         assert box.run(f"open({str(host.secret)!r}, 'w')").status == "ok"  # it is unsafe
     assert host.secret.read_text() == "" and gone(host)
     assert "without isolation" in capsys.readouterr().err
+    with pytest.raises(NeoxError, match="this sandbox is closed"):
+        box.run("x = 1")
 
 
 @pytest.mark.parametrize("call", [run_program, lambda x: run_programs([x]), lambda x: Sandbox()])

@@ -111,7 +111,7 @@ LEVEL_2 = (
     ("larger", "two numbers", "Return the larger one of the numbers A and B.",
      "return max(A, B)", lambda k, a, b: sorted([a, b])[1]),
     ("halves", "two numbers", "Return half of A and B together, rounded down.",
-     "return (A + B) // 2", lambda k, a, b: int((a + b)/2)),
+     "return (A + B) // 2", lambda k, a, b: (a + b - (a + b) % 2)//2),
     ("within", "number", "Return whether A lies between K and 3 times K, both included.",
      "return K <= A <= 3 * K", lambda k, n: n in range(k, 3*k + 1)),
     ("multiply_all", "list", "Return a list with K times each number in A.",
@@ -145,8 +145,7 @@ LEVEL_2 += (
     ("joined", "words", "Return the words in A joined by hyphens.", "return '-'.join(A)",
      lambda k, w: " ".join(w).replace(" ", "-")),
     ("initials", "words", "Return a list with the first letter of each word in A.",
-     "return [word[0] for word in A]", lambda k, w: list(next(zip(*[one[:1] for one in w])))
-     if len(w) == 1 else [one[:1] for one in w]),
+     "return [word[0] for word in A]", lambda k, w: [one[:1] for one in w]),
 )
 
 # %% ../../nbs/engine/exercises.ipynb #17000014
@@ -210,7 +209,7 @@ LEVEL_4 = (
      "digits = ''\nwhile A > 0:\n    digits = str(A % 2) + digits\n    A = A // 2\n"
      "return digits or '0'", lambda k, n: format(n, "b")),
     ("divisor", "two numbers", "Return the greatest common divisor of A and B.",
-     "while B:\n    A, B = B, A % B\nreturn A", lambda k, a, b: int(np.gcd(a, b))),
+     "while B:\n    A, B = B, A % B\nreturn abs(A)", lambda k, a, b: int(np.gcd(a, b))),
     ("growth", "two numbers", "Return after how many times adding K the number A is above B.",
      "count = 0\nwhile A <= B:\n    A += K\n    count += 1\nreturn count",
      lambda k, a, b: max(0, (b - a)//k + 1)),
@@ -322,7 +321,7 @@ RENAMED = {"max": "min", "min": "max", "sum": "len", "len": "sum", "sorted": "li
 def changes_of(
     node: ast.AST, # of a solution
 ) -> list: # of (field, new value)
-    "The typical mistakes at one place of a program"
+    "Small mistakes at one place of a program"
     found = []
     if isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in SWAPPED:
         found.append(("op", SWAPPED[type(node.op)]()))
@@ -341,7 +340,7 @@ THOUGHTLESS = ("pass", "return None", "return 0", "return 1", "return []", "retu
 def mutants(
     exercise: Exercise, # with a solution
 ) -> list: # of str: continuations of its prompt
-    "Wrong answers: its solution with one mistake, and answers of no thought"
+    "Wrong answers: its solution with one mistake, and thoughtless ones"
     tree = ast.parse(exercise.prompt + exercise.solution)
     function, found = tree.body[0], []
     parameter = function.args.args[0].arg

@@ -543,7 +543,7 @@ def test_a_persons_own_files_beside_the_model_are_not_published(run, capsys):
 
 
 def watched(folder="lesson"):
-    plan = SimpleNamespace(n_steps=30, tokens_in_step=512)
+    plan = SimpleNamespace(n_steps=30, tokens_in_step=512, sample_prompt="\n")
     return SimpleNamespace(plan=plan, folder=Path(folder), step=0)
 
 

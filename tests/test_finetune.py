@@ -549,7 +549,7 @@ def test_settings_of_the_model_are_refused(tokenizer):
         a_run(tokenizer, "run", hidden_size=64)
 
 
-def test_learns_to_answer_and_to_stop(tokenizer):
+def test_learns_to_answer_and_to_stop(tokenizer, capsys):
     words = WORDS[:4]
     examples = [Example(said(f"Say {w}.", w)) for w in words]
     data = chat_data(tokenizer, examples, examples, 64)
@@ -573,8 +573,12 @@ def test_learns_to_answer_and_to_stop(tokenizer):
         gradient_accumulation_steps=1,
         optimizer=dict(params=dict(lr=3e-3)),
     )
-    run = chat_run(model, data, Path("run"), settings)
-    train_run(run, shown="lines")
+    asked = examples[0].messages[:1]
+    run = chat_run(model, data, Path("run"), settings, dict(sample_tokens=16), prompt=asked)
+    result = train_run(run, shown="lines")
+    assert result.sample == run.plan.sample_prompt + words[0]  # nothing after its end
+    shown = capsys.readouterr().err
+    assert f"    | {words[0]}\n" in shown and "USER" not in shown
     found = answers(run.model.eval(), tokenizer, [f"Say {w}." for w in words], 16)
     assert found == [(w, True) for w in words]
     assert answers(run.model, tokenizer, ["Say fox."], 1)[0][1] is False  # cut, not ended

@@ -53,6 +53,7 @@ def named_layers(
         if 0 < len(found & set(theirs)) < len(theirs):
             raise NeoxError(f"lora_target_modules: {', '.join(theirs)} are one matrix here; "
                             "name all of them, or none")
+    # all of theirs or none: the first of them speaks for the others
     return [ours for ours, theirs in names.items() if ours in found or theirs[0] in found]
 
 # %% ../../nbs/engine/lora.ipynb #1a0c0016
@@ -146,6 +147,7 @@ def add_adapters(
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(lora.for_peft(lora.target_modules), model)
     model.train(model.training)                             # the new dropout too
+    # the same object, which now saves itself in another way
     model.__class__, model.lora, model.adapts = AdaptedGPT, lora, adapts
     return model
 

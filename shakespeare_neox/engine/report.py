@@ -272,11 +272,13 @@ def describe(
     event: dict, # of the log
     run, # the run that it belongs to
 ) -> str: # one line, after an evaluation with three of the sample
-    "An event for a person"
+    "An event for a person; whole lines of the prompt stand before no sample"
     n_steps = run.plan.n_steps
     at = f"step {event['step']:>5,}/{n_steps:,}"
     if event["event"] == "evaluation":
-        lines = [line for line in event["sample"].splitlines() if line.strip()][:3]
+        asked, newline, _ = run.plan.sample_prompt.rpartition("\n")
+        written = event["sample"].removeprefix(asked + newline)
+        lines = [line for line in written.splitlines() if line.strip()][:3]
         scores = (f"validation loss {event['loss']:.4f}, "
                   f"{event['bits_per_byte']:.3f} bits per byte")
         return "\n    | ".join([f"{at}  {scores}", *lines])

@@ -823,7 +823,11 @@ def sample_now(
     if ids is None:                                         # a sample is worth no run
         say(f"out of memory while a sample was generated at step {run.step}; "
             "the run goes on without it")
-    return run.data.tokenizer.decode(ids or [])
+        ids = []
+    end = run.data.tokenizer.eot_id
+    if end in ids[len(prompt):]:
+        ids = ids[:ids.index(end, len(prompt))]
+    return run.data.tokenizer.decode(ids)
 
 # %% ../../nbs/engine/run.ipynb #e9c1010x
 class Evaluation(RunCallback):

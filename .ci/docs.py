@@ -4,6 +4,7 @@ then Sphinx; no Quarto, no network)"""
 import ast
 import base64
 import fnmatch
+import html
 import importlib
 import inspect
 import json
@@ -26,7 +27,8 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import article
-from glossary import Linker, read_terms
+from figures import figure_alt
+from glossary import KEPT, Linker, pattern, read_terms
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB = get_config().lib_name
@@ -37,14 +39,28 @@ GITHUB, HOME, BRANCH = (
 )
 COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
 SIDEBAR = {
-    "Start": "index tutorials/shakespeare_training_notebook",
-    "Lessons": "0[0-8]_*",
-    "Tutorials": "tutorials/gpt_from_scratch tutorials/nanogpt_on_a_book tutorials/*",
+    "Getting started": "index tutorials/shakespeare_training_notebook how_do_i",
+    "Lessons": "0[0-6]_*",
+    "Engine: from files to tokens": "engine/base engine/encodings engine/text engine/records "
+    "engine/documents engine/downloads engine/folders engine/corpora engine/vocab engine/tokens",
+    "Engine: models and training": "engine/settings engine/attention engine/checkpoints "
+    "engine/optimizers engine/recipe engine/report engine/device engine/state engine/run "
+    "engine/tune engine/show",
+    "Engine: writing and answering": "engine/decode engine/serve engine/instructions "
+    "engine/tuning engine/lora engine/chat",
+    "Engine: measuring": "engine/metrics engine/answers engine/preferences engine/evaluation "
+    "engine/tasks engine/harness engine/copying engine/archive",
+    "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "
+    "engine/exercises engine/pass_rate",
+    "Engine: more": "engine/*",
+    "Applications": "07_* 08_* 09_*",
+    "Tutorials": "tutorials/gpt_from_scratch tutorials/reading_a_loss_curve "
+    "tutorials/tokenizers tutorials/architectures tutorials/datasets "
+    "tutorials/licences_and_privacy tutorials/nanogpt_on_a_book tutorials/debugging "
+    "tutorials/working_with_an_assistant tutorials/instruction_tuning "
+    "tutorials/tuning_beside_trl tutorials/many_devices tutorials/*",
     "To tell others": "article talk",
-    "The engine": "engine/base engine/encodings engine/text engine/records engine/documents "
-    "engine/downloads engine/folders engine/corpora engine/*",
     "Reference": "map reference/*",
-    "Benchmarks": "09_*",
 }  # a page stands under the first caption that it fits
 START, FIRST = "Getting started", "tutorials/shakespeare_training_notebook.ipynb"
 DOWNLOADS = {
@@ -55,6 +71,26 @@ MADE = [
     "reference/commands",
     "reference/credits",
 ]  # pages that come from the code and from all notebooks together
+SETTINGS = ("engine.decode.generate_ids", "engine.decode.Decoder.step", "generate.filter_logits")
+OPEN = 20  # lines of source that a definition shows at once; a longer one is folded
+DRAWS = re.compile(r"\b(ax|axes|axis|plt|fig|figure|panel)\b")
+WORDS = re.compile(r"^<!-- index: (.+?) -->$", re.M)  # what a reader may search for at this place
+ENTRY = "```{{index}} {}\n```"  # as Sphinx takes it; each word leads here
+SEARCHED = ("searchtools.js", "language_data.js", "searchindex.js")  # scripts of the search page
+ICONS = re.compile(
+    r'<i class="((?:[\w-]+ )*?fa(?:[bs]|-solid|-brands) fa-([\w-]+)[^"]*)"([^>]*)>\s*</i>'
+)
+LINES = re.compile(
+    r'(<div class="highlight-(?:ipython3|python|sh|yaml|text) notranslate"><div class="highlight">'
+    r"<pre>)(.*?)(</pre>)",
+    re.S,
+)
+PRINTED = re.compile(
+    r'(<div class="output [^"]*highlight-[\w-]+ notranslate"><div class="highlight">)'
+    r"<pre>(.*?)(</pre>)",
+    re.S,
+)
+WIDTH, MOST = 85, 110  # characters that a line of output has room for; and in smaller type
 SILENT = (
     "slow",
     "cuda",
@@ -72,6 +108,7 @@ QUARTO = re.compile(
     r"^:{3,}|\{[.#][\w-]+[^}]*\}|\{\{<|^\{target=|(?<![\w`])@(fig|tbl|sec|eq)-\w", re.M
 )
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
+LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 BADGE = re.compile(r"<a href=\S+><img src=\S+badge.svg\S*[^>]*></a>")
 SHOWN = re.compile(r"^show_doc\((\([\w., ]+\)\.\w+|[\w.]+)", re.M)
 ICON = (
@@ -89,6 +126,12 @@ def page(name: str) -> str:
     if name == "index":
         return "start"
     return re.sub(r"(^|/)\d+[a-z]?_", r"\1", name)
+
+
+def numbered(name: str, title: str) -> str:
+    "A page's title in the sidebar: lessons have their numbers"
+    number = re.match(r"(\d+)[a-z]?_", name)
+    return f"{number[1]} {title}" if number else title
 
 
 def written(nb) -> str:
@@ -154,8 +197,8 @@ def cell_text(value) -> str:
     return "" if value is None else f"`{ast.unparse(value)}`"
 
 
-def parameters(node, notes: dict) -> str:
-    "The table of a signature's parameters"
+def given_names(node, notes: dict) -> list:
+    "The rows of a signature's parameters: name, type, default, meaning"
     args = node.args
     plain = args.posonlyargs + args.args
     rows = [
@@ -164,11 +207,81 @@ def parameters(node, notes: dict) -> str:
         *zip(args.kwonlyargs, args.kw_defaults),
         *([(args.kwarg, None)] if args.kwarg else []),
     ]
-    rows = [
+    return [
         [f"`{a.arg}`", cell_text(a.annotation), cell_text(d), notes.get(a.arg) or ""]
         for a, d in rows
         if a.arg not in ("self", "cls")
     ]
+
+
+def definition(obj):
+    "The tree of a function, or of what a class is made from; and the notes on its parameters"
+    node = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))).body[0]
+    if isinstance(node, ast.ClassDef):
+        node = constructor(node)
+    return node, docments(inspect.unwrap(obj), args_kwargs=True)
+
+
+def defined(full: str):
+    "A function or class by its full name, such as `engine.decode.Decoder.step`"
+    parts = full.split(".")
+    cut = next(
+        i for i, part in enumerate(parts) if i and (part[0].isupper() or i == len(parts) - 1)
+    )
+    obj = importlib.import_module(".".join([LIB, *parts[:cut]]))
+    for part in parts[cut:]:
+        obj = getattr(obj, part)
+    return obj
+
+
+def meant(note: str, module: str):
+    'What a note such as "as of `generate`" names: a function or class of this library, or None'
+    found = re.search(r"(?:\bof|\bby) `([A-Za-z_][\w.]*)`", note)
+    if not found:
+        return None
+    first, *rest = found[1].split(".")
+    obj = vars(importlib.import_module(module)).get(first)
+    if obj is None:
+        syms = importlib.import_module(f"{LIB}._modidx").d["syms"]
+        homes = [home for home, names in syms.items() if f"{home}.{first}" in names]
+        obj = homes and getattr(importlib.import_module(homes[0]), first)
+    for part in rest:
+        obj = getattr(obj, part, None)
+    ours = getattr(obj, "__module__", "").startswith(LIB)
+    return obj if ours and (inspect.isfunction(obj) or inspect.isclass(obj)) else None
+
+
+def listed_settings(names: list) -> list:
+    "The rows of settings that a note lists by their names, each from the first that defines it"
+    rows = [row for full in SETTINGS for row in given_names(*definition(defined(full)))]
+    found = {name: [row for row in rows if row[0] == f"`{name}`" and row[2]] for name in names}
+    for name in names:
+        if not found[name]:
+            raise SiteError(f"{name}: none of {', '.join(SETTINGS)} has such a setting")
+    return [found[name][0] for name in names]
+
+
+def settings_of(node, notes: dict, module: str, name: str) -> list:
+    "The rows of what a signature's `**settings` takes, those of others that it passes on too"
+    rest = node.args.kwarg
+    note = (rest and notes.get(rest.arg)) or ""
+    names, obj = note.split(", "), meant(note, module)
+    if len(names) > 2 and all(word.isidentifier() for word in names):
+        rows = listed_settings(names)
+    elif obj and obj.__name__ != name.rpartition(".")[2]:
+        other, notes_there = definition(obj)
+        rows = [row for row in given_names(other, notes_there) if row[2]]
+        rows += settings_of(other, notes_there, obj.__module__, obj.__name__)
+    else:
+        return []
+    own = {f"`{a.arg}`" for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]}
+    names = [row[0].partition(" in ")[0] for row in rows]
+    return [[f"{n} in `{rest.arg}`", *row[1:]] for n, row in zip(names, rows) if n not in own]
+
+
+def parameters(node, notes: dict, module: str, name: str) -> str:
+    "The table of a signature's parameters, with the settings that it takes by name"
+    rows = given_names(node, notes) + settings_of(node, notes, module, name)
     if node.returns is not None or notes.get("return"):
         rows.append(["*gives*", cell_text(node.returns), "", notes.get("return") or ""])
     columns = [
@@ -230,7 +343,7 @@ def api(module: str, name: str, depth: int = 0) -> str:
         []
         if depth
         else [
-            "<details open><summary>The code</summary>",
+            f"<details{' open' * (source.count(chr(10)) < OPEN)}><summary>The code</summary>",
             f"```python\n{near(source)}\n```",
             "</details>",
         ]
@@ -250,7 +363,7 @@ def api(module: str, name: str, depth: int = 0) -> str:
                 f"{fence}{{py:{kind}}} {signature}",
                 source_link + nbdevs,
                 ast.get_docstring(node) or "",
-                parameters(made, docments(inspect.unwrap(obj), args_kwargs=True)),
+                parameters(made, docments(inspect.unwrap(obj), args_kwargs=True), module, name),
                 *code,
                 *(api(module, f"{name}.{m}", depth + 1) for m in methods),
                 fence,
@@ -259,12 +372,42 @@ def api(module: str, name: str, depth: int = 0) -> str:
     )
 
 
-def figure_alt(source: str) -> str:
-    "What a plot shows, in the words of its own labels"
-    words = re.findall(r"(?:title|xlabel|ylabel|label|suptitle)\s*[=(]\s*f?[\"']([^\"']+)", source)
-    return "Figure: " + (
-        re.sub(r"\{[^}]*\}", "…", "; ".join(dict.fromkeys(words))) or "made by the code above"
-    )
+def folded(body: str, outputs: list) -> str:
+    """The prompt under which a cell is folded: imports, and code that mostly draws; None if it is
+    shown"""
+    try:
+        statements = ast.parse(re.sub(r"^\s*[%!].*", "pass", body, flags=re.M)).body
+    except SyntaxError:
+        return None
+    lines = [line for line in body.splitlines() if line.strip()]
+    if len(lines) < 3 or not statements:
+        return None
+    if all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements):
+        return "Imports"
+    helper = all(isinstance(s, ast.FunctionDef) for s in statements)
+    if helper and re.match(r"def (show|draw|plot)_", body):
+        return "A helper that draws"
+    seen = any("image/png" in o.get("data", {}) for o in outputs)
+    n_drawing = sum(bool(DRAWS.search(line)) for line in lines)
+    if seen and len(lines) >= 5 and n_drawing >= len(lines) / 2:
+        return "The code of the figure"
+    return None
+
+
+def entries(text: str, terms: list, place: str = "") -> str:
+    """Markdown with the words under which the site's search leads to it: those that its author
+    noted in a comment, and the terms that are explained here"""
+    text = WORDS.sub(lambda m: ENTRY.format(", ".join(f"! {w}" for w in m[1].split(", "))), text)
+    if not terms:
+        return text
+    head, rest = re.match(r"((?:#+ .+\n+)*)(.*)", text, re.S).groups()
+    return head + ENTRY.format(", ".join(f"! {w}" for w in terms)) + "\n\n" + rest
+
+
+def explained(cell: str, waiting: list) -> list:
+    "The terms of the glossary that a cell is the first to name, on the page that explains them"
+    text = KEPT.sub(" ", cell)
+    return [t for t in waiting if any(re.search(pattern(form), text) for form in t.forms)]
 
 
 def wide(outputs: list) -> str:
@@ -284,9 +427,11 @@ def shown_names(words: str) -> list:
     return [f"{one.strip()}.{method}" for one in classes.strip("(").split(",") if one.strip()]
 
 
-def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
-    "One notebook as MyST-NB reads it; the first use of a term links to the glossary"
+def convert(name: str, anchors: dict, symbols: dict, terms: list = (), noted: set = ()):
+    """One notebook as MyST-NB reads it; the first use of a term links to the glossary; `noted`:
+    words for which the search leads elsewhere"""
     linker = Linker(name, terms)
+    waiting = [t for t in terms if t.page == name]
     nb = read_nb(ROOT / "nbs" / f"{name}.ipynb")
     module = next(
         (
@@ -312,11 +457,11 @@ def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
             source = cell.source
             if cell.cell_type == "markdown":
                 if source := BADGE.sub("", source).strip():
-                    cells.append(
-                        nbformat.v4.new_markdown_cell(
-                            prose(name, linker.linked(source), anchors, symbols)
-                        )
-                    )
+                    here = explained(source, waiting)
+                    waiting = [t for t in waiting if t not in here]
+                    words = [form for t in here for form in t.forms if form not in noted]
+                    text = prose(name, linker.linked(source), anchors, symbols)
+                    cells.append(nbformat.v4.new_markdown_cell(entries(text, words)))
                 continue
             if shown := SHOWN.search(source):
                 blocks = [api(module, one) for one in shown_names(shown[1])]
@@ -343,6 +488,10 @@ def convert(name: str, anchors: dict, symbols: dict, terms: list = ()):
                 "tags": [TAGS[o] for o in options if o in TAGS],
                 "mystnb": {"image": {"alt": figure_alt(body), "classes": wide(outputs)}},
             }
+            prompt = folded(body, outputs)
+            if prompt and "remove-input" not in seen["tags"]:
+                seen["tags"] = list({*seen["tags"], "hide-input"})
+                seen["mystnb"] |= {"code_prompt_show": prompt, "code_prompt_hide": prompt}
             cells.append(nbformat.v4.new_code_cell(near(body), outputs=outputs, metadata=seen))
         except SiteError as e:
             raise SiteError(
@@ -475,20 +624,24 @@ def credits(names: list) -> str:
 
 
 def home(nb, meta: dict, toctrees: str) -> tuple:
-    """The first screen out of index.ipynb: picture, commands, the table of what is proven; and the
-    picture's bytes"""
-    fences = re.findall(r"^```sh\n.*?^```", written(nb), re.M | re.S)[:2]
-    proven = re.search(r"^## What is proven.*?^(\|.+?)\n(?!\|)", written(nb), re.M | re.S)
-    pictures = [
-        (c.source, o.data["image/png"])
-        for c in nb.cells
-        for o in c.get("outputs", [])
-        if "image/png" in o.get("data", {})
-    ]
-    if len(fences) < 2 or not proven or not pictures:
+    """The first screen out of index.ipynb: picture, verse, doors, the first commands; below it the
+    table of what is proven; and the picture's bytes"""
+    text = written(nb)
+    fences = re.findall(r"^```sh\n.*?^```", text, re.M | re.S)[:1]
+    doors = re.findall(r"^- \*\*\[(.+?)\]\((\S+?)\)\*\*[:.] (.+)$", text, re.M)
+    proven = re.search(r"^## What is proven.*?^(\|.+?)\n(?!\|)", text, re.M | re.S)
+    outputs = [(c.source, o) for c in nb.cells for o in c.get("outputs", [])]
+    pictures = [(s, o.data["image/png"]) for s, o in outputs if "image/png" in o.get("data", {})]
+    verse = ["".join(o.text) for _, o in outputs if o.output_type == "stream"]
+    if not fences or len(doors) != 3 or not proven or not pictures or not verse:
         raise SiteError(
-            "nbs/index.ipynb: needs a picture, two sh fences and a table `What is proven`"
+            "nbs/index.ipynb: needs a picture, a printed text, three doors (- **[name](page)**: "
+            "what for), an sh fence and a table `What is proven`"
         )
+    links = "\n".join(
+        f"[**{name}** {LINK.sub(lambda m: m[1], what)}]({page}){{.door}}"
+        for name, page, what in doors
+    )
     return (
         f"""# {LIB}
 
@@ -500,19 +653,28 @@ def home(nb, meta: dict, toctrees: str) -> tuple:
 
 ![{figure_alt(pictures[0][0])}](picture.png)
 
-</div><div>
+</div><div class="verse">
+
+```text
+{verse[0].strip()}
+```
+
+</div></div><div class="doors">
+
+{links}
+
+</div><div class="first">
 
 {fences[0]}
 
-{fences[1]}
-
-</div></div>
+</div>
 
 [{START}](start.ipynb){{.button}} [Train your first model]({FIRST}){{.button}}
-[The model](model.ipynb){{.button}}
 [Open in Colab]({COLAB}/blob/{BRANCH}/nbs/{FIRST}){{.button}} [GitHub]({GITHUB}){{.button}}
 
 <div class="proven">
+
+**What is proven, in the pages and the tests**
 
 {proven[1]}
 
@@ -524,8 +686,8 @@ def home(nb, meta: dict, toctrees: str) -> tuple:
     )
 
 
-def write(source: Path):
-    "The whole site's source"
+def write(source: Path) -> dict:
+    "The whole site's source; title and lead of each page"
     names = sorted(
         f.relative_to(ROOT / "nbs").with_suffix("").as_posix()
         for f in (ROOT / "nbs").rglob("*.ipynb")
@@ -541,8 +703,14 @@ def write(source: Path):
         for full, (url, _) in s.items()
     }
     leads, terms = {}, read_terms(ROOT / "nbs/reference/glossary.ipynb")
+    noted = {
+        word
+        for n in names
+        for words in WORDS.findall(written(read_nb(ROOT / "nbs" / f"{n}.ipynb")))
+        for word in words.split(", ")
+    }
     for name in names:
-        meta, nb = convert(name, anchors, symbols, terms)
+        meta, nb = convert(name, anchors, symbols, terms, noted)
         target = source / f"{page(name)}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         leads[page(name)] = (meta["title"], meta.get("description", ""))
@@ -556,21 +724,25 @@ def write(source: Path):
         MADE[0]: ("Commands", "the flags of each command"),
         MADE[1]: ("Credits", "papers, courses and repositories that this learns from"),
     }
-    tree = {caption: [page(n) for n in ns] for caption, ns in sections(names + MADE).items()}
+    listed = sections(names + MADE)
     toctrees = "\n\n".join(
-        f"```{{toctree}}\n:caption: {c}\n:hidden:\n\n" + "\n".join(ps) + "\n```"
-        for c, ps in tree.items()
+        f"```{{toctree}}\n:caption: {c}\n:hidden:\n\n"
+        + "\n".join(f"{numbered(n, leads[page(n)][0])} <{page(n)}>" for n in ns)
+        + "\n```"
+        for c, ns in listed.items()
     )
     text, picture = home(index, index_meta, toctrees)
     (source / "index.md").write_text(text, encoding="utf-8")
     (source / "picture.png").write_bytes(picture)
-    listed = "\n\n".join(
+    tree = {caption: [page(n) for n in ns] for caption, ns in listed.items()}
+    lines = "\n\n".join(
         f"## {c}\n\n" + "\n".join(f"- [{leads[p][0]}]({HOME}/{p}.html): {leads[p][1]}" for p in ps)
         for c, ps in tree.items()
     )
     (source / "llms.txt").write_text(
-        f"# {LIB}\n\n> {index_meta['description']}\n\n{listed}\n", encoding="utf-8"
+        f"# {LIB}\n\n> {index_meta['description']}\n\n{lines}\n", encoding="utf-8"
     )
+    return leads | {"index": (LIB, index_meta["description"])}
 
 
 def breakable(text: str) -> str:
@@ -585,7 +757,103 @@ def breakable(text: str) -> str:
     return re.sub(r"<td>.*?</td>", cell, text, flags=re.S)
 
 
-def build(source: Path, out: Path):
+def lined(match) -> str:
+    "A block of code whose long lines go on below, deeper than they began"
+    start, code, end = match.groups()
+    lines = []
+    for line in code.removesuffix("\n").split("\n"):
+        plain = re.sub(r"<[^>]+>", "", line)
+        depth = len(plain) - len(plain.lstrip(" "))
+        style = f' style="--i:{depth}"' if depth else ""
+        lines.append(f'<span class="line"{style}>{line}\n</span>')
+    return start + "".join(lines) + end
+
+
+def fitted(match) -> str:
+    "What a cell printed: lines a little too long in smaller type, longer ones go on below"
+    start, text, end = match.groups()
+    longest = max(len(html.unescape(re.sub(r"<[^>]+>", "", line))) for line in text.split("\n"))
+    if longest <= WIDTH:
+        return match[0]
+    if longest <= MOST:
+        return f'{start}<pre style="--fit:{WIDTH / longest:.3f}">{text}{end}'
+    whole = lined(re.match(r"()(.*)()", text, re.S))
+    return f'{start}<pre class="whole">{whole}{end}'
+
+
+def drawn(script: str):
+    "Gives each icon of the theme as a picture of its own, so that no page loads all of them"
+
+    def icon(match):
+        names, name, rest = match.groups()
+        path = re.findall(
+            rf'[,{{]"?{re.escape(name)}"?:\[(\d+),(\d+),\[[^\]]*\],"[^"]*","([^"]+)"', script
+        )
+        if not path:
+            raise SiteError(f"no icon {name}")
+        width, height, line = path[-1]  # the solid one, if there are two
+        return (
+            f'<svg class="{names} icon"{rest} viewBox="0 0 {width} {height}" aria-hidden="true">'
+            f'<path fill="currentColor" d="{line}"/></svg>'
+        )
+
+    return icon
+
+
+def card(name: str, title: str, lead: str) -> str:
+    "What other sites show of a page that is linked there"
+    words = re.sub(r"[`*]", "", lead)
+    facts = {
+        "og:title": title,
+        "og:description": words,
+        "og:type": "website",
+        "og:url": f"{HOME}/{name}.html",
+        "og:image": f"{HOME}/_images/picture.png",
+    }
+    return f'<meta name="description" content="{html.escape(words)}"/>' + "".join(
+        f'<meta property="{key}" content="{html.escape(value)}"/>' for key, value in facts.items()
+    )
+
+
+def finish(out: Path, leads: dict):
+    "What the theme leaves to be done: a search in the text alone, light pages, code that wraps"
+    static = out / "_static"
+    tools = static / "searchtools.js"
+    search, main = tools.read_text(encoding="utf-8"), '[role="main"]'
+    found = "return anchorContent.textContent"
+    if search.count(f"`{main} ") != 1 or search.count(f"'{main}'") != 1 or found not in search:
+        raise SiteError("the search script of Sphinx is not as it was: see `finish`")
+    search = search.replace(f"`{main} ", "`article.bd-article ")
+    search = search.replace(f"'{main}'", "'article.bd-article'")
+    near = 'return (anchorContent.closest("section, dl") ?? anchorContent).textContent'
+    tools.write_text(search.replace(found, near), encoding="utf-8")
+    icon = drawn((static / "scripts/fontawesome.js").read_text(encoding="utf-8"))
+    style = static / "styles/pydata-sphinx-theme.css"
+    rules = re.sub(r"(?:\.fa-[\w-]+,?)+\{--fa:[^}]*\}", "", style.read_text(encoding="utf-8"))
+    style.write_text(rules, encoding="utf-8")
+    for heavy in {*static.rglob("fontawesome.js*"), *static.rglob("*.map")}:
+        heavy.unlink()
+    unused = re.compile(rf'\s*<script [^>]*src="[^"]*(?:{"|".join(SEARCHED)})[^>]*></script>')
+    for file in out.rglob("*.html"):
+        name = file.relative_to(out).with_suffix("").as_posix()
+        text = file.read_text(encoding="utf-8")
+        text = re.sub(r"\s*<script [^>]*fontawesome\.js[^>]*></script>", "", text)
+        if name != "search":
+            text = unused.sub("", text)
+        text = ICONS.sub(icon, breakable(text))
+        text = PRINTED.sub(fitted, LINES.sub(lined, text))
+        if name == "index":
+            title = f"<title>{LIB}: a language model that one person can read</title>"
+            text = re.sub(r"<title>.*?</title>", title, text, count=1)
+        if name in leads:
+            text = text.replace("</title>", f"</title>\n    {card(name, *leads[name])}", 1)
+        text = re.sub(r'(<img [^>]*class="wide")', r'\1 tabindex="0"', text)  # keys can scroll it
+        # the theme names its search button with other words than it shows
+        text = re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", text, flags=re.S)
+        file.write_text(text, encoding="utf-8")
+
+
+def build(source: Path, out: Path, leads: dict):
     "HTML of the source; any warning is an error"
     static = source / "_static"
     static.mkdir()
@@ -621,6 +889,7 @@ def build(source: Path, out: Path):
         html_css_files=["docs.css"],
         html_favicon=str(static / "icon.svg"),
         html_extra_path=[str(source / "llms.txt")],
+        python_maximum_signature_line_length=72,
         html_use_index=False,
         html_show_sourcelink=False,
         html_copy_source=False,
@@ -647,19 +916,9 @@ def build(source: Path, out: Path):
         freshenv=True,
     )
     app.build()
-    for file in out.rglob(
-        "*.html"
-    ):  # the theme names its search button with other words than it shows
-        text = file.read_text(encoding="utf-8")
-        text = re.sub(
-            r'(<img [^>]*class="wide")', r'\1 tabindex="0"', breakable(text)
-        )  # the keyboard can scroll it, too
-        file.write_text(
-            re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", text, flags=re.S),
-            encoding="utf-8",
-        )
     if app.statuscode:
         raise SiteError(f"{app._warncount} warnings, see above")
+    finish(out, leads)
 
 
 def add_downloads(out: Path):
@@ -674,8 +933,8 @@ if __name__ == "__main__":
     for folder in (work, out):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        write(work / "site")
-        build(work / "site", work / "html")
+        leads = write(work / "site")
+        build(work / "site", work / "html", leads)
         (work / "html").rename(out)
         add_downloads(out)
     except SiteError as e:

@@ -18,7 +18,8 @@ DIRECTIVES = {
     "cuda",
     "network",
     "echo",
-}  # nbdev's; `echo: false` leaves code out of the README
+    "code-fold",
+}  # nbdev's; `echo: false` leaves code out of the README, `code-fold: true` folds it on the site
 PRIVATE = re.compile(r"/home/|/root/|/work/|/tmp/|/Users/|/content/|C:\\+Users|site-packages")
 QUARTO = re.compile(
     r"^:::.*|\{\{<.*|(?<=[\])\w \"'])\{[.#][A-Za-z][^}\n]*\}"

@@ -507,13 +507,46 @@ def test_readme_begins_with_two_commands():
     fences = re.findall(
         r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
     )
-    assert all(
-        word in fences[0] for word in ("requirements.txt", "neox_train quickstart", "neox_generate")
-    )
+    assert fences[0].splitlines()[:3] == [
+        f"git clone {ini()['git_url']}",
+        f"cd {ini()['repo']}",
+        "pip install -r requirements.txt -e .",
+    ]
+    assert all(word in fences[0] for word in ("neox_train quickstart", "neox_generate"))
     assert all(word in fences[1] for word in ("[dev]", "pytest"))
     assert re.search(
         "^OMP_NUM_THREADS=1 nbdev_test$", fences[1], re.M
     )  # workers with two threads each fight for two cores
+
+
+def test_the_first_screen_of_the_readme():
+    "Before the first block: one sentence, verse beside the curve, three doors that lead somewhere"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = text[: text.index("```sh")]
+    assert first.count("\n# ") == 1 and len(re.findall(r"^> \S", first, re.M)) == 1
+    row = re.search(
+        r"<table><tr><td>\n\n!\[Figure: [^\n]+\n\n</td><td>\n\n```text\n(.+?)```", first, re.S
+    )
+    assert row and len(row[1].splitlines()) >= 8
+    doors = re.findall(r"^- \*\*\[.+?\]\((\S+)\)\*\*: ", first, re.M)
+    headings = {
+        "#" + re.sub(r"[^\w -]", "", h).lower().replace(" ", "-")
+        for h in re.findall(r"^## (.+)$", text, re.M)
+    }
+    assert len(doors) == 3
+    assert all(door in headings or (ROOT / door).exists() for door in doors), doors
+
+
+def test_sections_of_the_readme():
+    "A capability is told in ten lines and a picture; all pictures are there"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", text, re.M))
+    for name in ("A model that answers", "Measured, with intervals"):
+        told = re.sub(r"^!\[.*|^ {4}.*", "", parts[name], flags=re.M)  # figure and printed text
+        assert "![Figure: " in parts[name] and len([x for x in told.splitlines() if x]) <= 10
+    assert "runs/book/report.md" in parts["Your own book"]
+    shown = set(re.findall(r"\]\((nbs/index_files/\S+)\)", text))
+    assert shown == {f"nbs/index_files/{p.name}" for p in (ROOT / "nbs/index_files").iterdir()}
 
 
 def test_version_in_one_place():

@@ -1,6 +1,7 @@
 "The documentation site: its glue cell by cell, then every page in a real browser"
 
 import functools
+import gzip
 import http.server
 import importlib.util
 import json
@@ -187,6 +188,111 @@ def test_code_on_a_narrow_screen(docs):
     assert docs.breakable(cells) == cells.replace("a_b.c", "a_<wbr/>b.<wbr/>c")
 
 
+def test_settings_behind_stars(docs):
+    "What `**settings` takes is listed, from the function that the note on it names"
+    block = docs.api("shakespeare_neox.engine.serve", "generate")
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"):
+        assert re.search(rf"^\| `{name}` in `settings` \| .+ \|$", block, re.M), name
+    assert "`batch_size` in" not in block  # it has that one itself
+    block = docs.api("shakespeare_neox.engine.chat", "answers")
+    for name in ("stop", "batch_size", "top_p"):  # those of `generate`, and what that one takes
+        assert f"`{name}` in `settings`" in block, name
+    assert " in `" not in docs.api("shakespeare_neox.engine.base", "nearest")
+
+
+def test_long_sources_are_closed(docs):
+    short, long = (docs.api("shakespeare_neox.engine.base", n) for n in ("nearest", "make_parser"))
+    assert "<details open>" in short and "<details>" in long
+    assert short.count("\n") < long.count("\n")
+
+
+def test_signatures_have_a_parameter_a_line(site):
+    "Those that are longer than a line"
+    text = (site[0] / "engine/serve.html").read_text(encoding="utf-8")
+    signature = re.search(r'<dt [^>]*id="generate_many">.*?</dt>', text, re.S)[0]
+    assert signature.count("<dd>") >= 6
+    text = (site[0] / "engine/base.html").read_text(encoding="utf-8")
+    assert "<dd>" not in re.search(r'<dt [^>]*id="nearest">.*?</dt>', text, re.S)[0]
+
+
+PICTURE = [nbformat.v4.new_output("display_data", {"image/png": ""})]
+
+
+@pytest.mark.parametrize(
+    "code, outputs, prompt",
+    [
+        ("import re\nimport sys\nfrom math import pi", [], "Imports"),
+        ("import re\nimport sys", [], None),
+        ("import re\nimport sys\nx = 1", [], None),
+        ("def show_losses(a):\n    b = a\n    return b", [], "A helper that draws"),
+        ("def losses(a):\n    b = a\n    return b", [], None),
+        (
+            "a = 1\nfig, ax = f()\nax.plot(a)\nax.set(x=1)\nplt.show()",
+            PICTURE,
+            "The code of the figure",
+        ),
+        ("a = 1\nfig, ax = f()\nax.plot(a)\nax.set(x=1)\nplt.show()", [], None),
+        ("a = 1\nb = 2\nc = 3\nd = 4\nplt.show()", PICTURE, None),
+        ("%time f(\n1\n2", [], None),
+    ],
+)
+def test_what_is_folded(docs, code, outputs, prompt):
+    assert docs.folded(code, outputs) == prompt
+
+
+def test_folds_say_what_they_hide(notebook):
+    cells = notebook(
+        ("code", "import re\nimport sys\nfrom math import pi"),
+        ("code", "#| code-fold: true\nx = 1"),
+    )
+    assert cells[1].metadata.tags == cells[2].metadata.tags == ["hide-input"]
+    assert cells[1].metadata.mystnb.code_prompt_show == "Imports"
+
+
+def test_words_for_the_search(notebook, docs):
+    text = notebook(("markdown", "## A part\n\n<!-- index: step size, lr -->\n\nText."))[1].source
+    assert "```{index} ! step size, ! lr\n```" in text and "<!--" not in text
+    term = importlib.import_module("glossary").Term
+    row = term("weight decay", "Weights shrink.", "03_page", "–", "–")
+    assert docs.explained("The weight decays.", [row]) == [row]
+    assert docs.explained("`weight decay` in\n# weight decay", [row]) == []
+    made = docs.entries("## A part\n\nText.", ["weight decay"])
+    assert made == "## A part\n\n```{index} ! weight decay\n```\n\nText."
+
+
+def test_lines_of_code(docs):
+    start = '<div class="highlight-python notranslate"><div class="highlight"><pre>'
+    code = f"{start}<span></span>a\n\n    <b>b</b>\n</pre>"
+    made = docs.LINES.sub(docs.lined, code)
+    assert re.sub(r"<[^>]+>", "", made) == "a\n\n    b\n"  # what is copied is as it was
+    assert made.count('<span class="line"') == 3 and made.count('style="--i:4"') == 1
+
+
+def test_what_is_printed_fits(docs):
+    def page(width):
+        start = '<div class="output stream highlight-myst-ansi notranslate"><div class="highlight">'
+        return f"{start}<pre>{'x' * width}\n</pre>"
+
+    assert docs.PRINTED.sub(docs.fitted, page(85)) == page(85)
+    assert '<pre style="--fit:0.850">' in docs.PRINTED.sub(docs.fitted, page(100))
+    assert '<pre class="whole">' in docs.PRINTED.sub(docs.fitted, page(111))
+    assert docs.PRINTED.sub(docs.fitted, page(80).replace("xx", "&lt;", 1)).count("--fit") == 0
+
+
+def test_icons(docs):
+    script = 'a={sun:[576,512,[],"f185","M0"],b:0},c={sun:[512,512,["x"],"f185","M1z"]}'
+    made = docs.ICONS.sub(
+        docs.drawn(script),
+        '<i class="me fa-solid fa-sun fa-lg" data-x="1"></i><i class="other"></i>',
+    )
+    assert made.startswith(
+        '<svg class="me fa-solid fa-sun fa-lg icon" data-x="1" viewBox="0 0 512 512"'
+    )
+    assert 'd="M1z"' in made and made.endswith('<i class="other"></i>')
+    with pytest.raises(docs.SiteError, match="no icon moon"):
+        docs.ICONS.sub(docs.drawn(script), '<i class="fas fa-moon"></i>')
+
+
 def test_flags_stay_whole(docs):
     usage = re.search(r"```text\n(neox_train .+?)\n```", docs.commands(), re.S)[1]
     assert (
@@ -203,23 +309,49 @@ def test_what_is_shown_of_a_method(docs):
 
 def test_every_page_has_its_place(docs):
     assert docs.sections(["index", "02_model", "map"]) == {
-        "Start": ["index"],
+        "Getting started": ["index"],
         "Lessons": ["02_model"],
         "Reference": ["map"],
     }
-    assert docs.sections(["09_speed"]) == {"Benchmarks": ["09_speed"]}
+    assert docs.sections(["09_speed"]) == {"Applications": ["09_speed"]}
     tutorials = ["tutorials/datasets", "tutorials/gpt_from_scratch"]
     assert docs.sections(tutorials) == {"Tutorials": tutorials[::-1]}
+    assert docs.sections(["engine/new"]) == {"Engine: more": ["engine/new"]}
     with pytest.raises(docs.SiteError, match="nbs/essay.ipynb"):
         docs.sections(["index", "essay"])
+
+
+def test_the_sidebar_tells_the_journey(site, docs):
+    "In the order of reading, lessons with their numbers; the way to the next page follows it"
+    folder = site[0]
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    bar = re.search(r'<nav class="bd-links.*?</nav>', text, re.S)[0]
+    captions = re.findall(r'class="caption-text">([^<]+)<', bar)
+    assert captions[:2] == ["Getting started", "Lessons"] and captions[-1] == "Reference"
+    order = ["Engine: from files to tokens", "Applications", "Tutorials", "Reference"]
+    assert [c for c in captions if c in order] == order
+    links = re.findall(r'<a class="reference internal" href="([^"#]+)">([^<]+)</a>', bar)
+    pages_shown = [page for page, _ in links]
+    assert len(pages_shown) == len(set(pages_shown)) == len(pages(folder)) - 2  # home and search
+    assert pages_shown[:3] == [
+        "start.html",
+        "tutorials/shakespeare_training_notebook.html",
+        "how_do_i.html",
+    ]
+    titles = dict(links)
+    assert titles["model.html"] == "02 Model" and titles["evaluate.html"] == "05 Evaluate"
+    for here, there in zip(pages_shown, pages_shown[1:]):
+        text = (folder / here).read_text(encoding="utf-8")
+        found = re.search(r'<a class="right-next"\s+href="([^"]+)"', text, re.S)
+        assert found and os.path.normpath(f"{os.path.dirname(here)}/{found[1]}") == there, here
 
 
 @pytest.fixture(scope="module")
 def site(docs, tmp_path_factory):
     "The built site, served on loopback: its folder and address"
     work = tmp_path_factory.mktemp("site")
-    docs.write(work / "site")
-    docs.build(work / "site", work / "html")
+    leads = docs.write(work / "site")
+    docs.build(work / "site", work / "html", leads)
     docs.add_downloads(work / "html")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -431,8 +563,9 @@ def test_tables_fit(site, browser):
 
 
 def test_home_is_one_screen(site, browser):
+    "Sentence, curve, verse, three doors and the first commands"
     visit(browser, f"{site[1]}/index.html")
-    for part in (".home img", ".home pre", "a.button", ".proven table td:last-child a"):
+    for part in (".lead", ".home img", ".verse pre", "a.door", ".first pre"):
         assert (
             browser.execute_script(
                 "return "
@@ -441,6 +574,142 @@ def test_home_is_one_screen(site, browser):
             )
             < 800
         ), part
+    assert len(browser.find_elements("css selector", "a.door")) == 3
+    assert "git clone https://" in browser.find_element("css selector", ".first pre").text
+    assert browser.title.count("shakespeare_neox") == 1
+
+
+def test_home_is_light(site, browser):
+    "What a visitor's browser gets, packed as GitHub's pages send it: less than 500 kB"
+    folder, address = site
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.clearBrowserCache", {})
+    browser.get_log("performance")
+    visit(browser, f"{address}/index.html")
+    events = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+    asked = {
+        e["params"]["request"]["url"].partition("?")[0]
+        for e in events
+        if e["method"] == "Network.requestWillBeSent"
+    }
+    files = [folder / url.removeprefix(address).lstrip("/") for url in asked if url != "data:"]
+    sizes = {
+        f.name: len(gzip.compress(f.read_bytes()))
+        if f.suffix in (".html", ".css", ".js", ".svg")
+        else f.stat().st_size
+        for f in files
+        if f.is_file()
+    }
+    assert {"index.html", "docs.css", "picture.png"} <= set(sizes)
+    assert sum(sizes.values()) < 500_000, sizes
+    assert not {"tex-svg.js", "fontawesome.js", "searchindex.js"} & set(sizes)
+
+
+def test_math_is_loaded_where_it_is_used(site):
+    for page in pages(site[0]):
+        text = (site[0] / page).read_text(encoding="utf-8")
+        assert ("tex-svg.js" in text) == ('class="math' in text), page
+        assert "fontawesome.js" not in text and ("searchindex.js" in text) == (
+            page == "search.html"
+        )
+
+
+def test_what_others_show_of_a_link(site, docs):
+    "Title, description and picture, on every page of ours"
+    folder = site[0]
+    for page in pages(folder):
+        text = (folder / page).read_text(encoding="utf-8")
+        if page != "search.html":
+            facts = dict(re.findall(r'<meta property="(og:\w+)" content="([^"]+)"', text))
+            assert {"og:title", "og:description", "og:url", "og:image"} <= set(facts), page
+            assert facts["og:url"] == f"{docs.HOME}/{page}"
+            assert (folder / facts["og:image"].removeprefix(docs.HOME + "/")).is_file()
+            assert f'<meta name="description" content="{facts["og:description"]}"' in text
+
+
+QUERIES = {
+    "learning rate": "how_do_i",
+    "early stopping": "how_do_i",
+    "top-p": "how_do_i",
+    "own text": "how_do_i",
+    "novel": "how_do_i",
+    "GPU": "how_do_i",
+    "resume": "how_do_i",
+    "epochs": "how_do_i",
+    "temperature": "how_do_i",
+    "wandb": "how_do_i",
+    "BPE": "how_do_i",
+    "transformers": "how_do_i",
+    "sweep": "how_do_i",
+    "NEOX_DATA": "how_do_i",
+    "rotary positions": "model",
+    "attention": "model",
+    "perplexity": "train",
+    "key-value cache": "model",
+    "LoRA": "engine/lora",
+    "pass@k": "engine/pass_rate",
+    "sandbox": "engine/sandbox",
+    "packing": "data",
+}
+
+
+def test_search_leads_to_the_right_page_first(site, browser):
+    "What twenty and more readers would type"
+    visit(browser, f"{site[1]}/search.html")
+    assert until(browser, "return Search.hasIndex()")
+    first = {
+        query: browser.execute_script(
+            "return Search._performSearch(...Search._parseQuery(arguments[0])).at(-1)", query
+        )
+        for query in QUERIES
+    }
+    wrong = {
+        q: found and found[:3] for q, found in first.items() if not found or found[0] != QUERIES[q]
+    }
+    assert len(QUERIES) >= 20 and wrong == {}
+
+
+@pytest.mark.parametrize("query, says", [("early stopping", "patience"), ("novel", "gutenberg")])
+def test_search_shows_the_text_of_the_page(site, browser, query, says):
+    "The snippet comes from the place that was found, not from a menu, and the link leads there"
+    visit(browser, f"{site[1]}/search.html?q={query.replace(' ', '+')}")
+    snippet = until(
+        browser, "return document.querySelector('#search-results li p.context')?.innerText"
+    )
+    assert says in snippet.lower(), snippet
+    href = browser.execute_script("return document.querySelector('#search-results li a').href")
+    visit(browser, href)
+    place = href.partition("#")[2]
+    assert (
+        says
+        in browser.execute_script(
+            "return document.getElementById(arguments[0]).closest('section').innerText", place
+        ).lower()
+    )
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_nothing_is_cut_off(site, browser, width):
+    "Code wraps, deeper than its line began; what is wider than its box scrolls, and shows a shadow"
+    cut = []
+    for page in ("serve", "run", "recipe"):
+        visit(browser, f"{site[1]}/engine/{page}.html", width)
+        cut += browser.execute_script("""
+            const box = e => e.scrollWidth > e.clientWidth + 1
+            const code = [...document.querySelectorAll('.cell_input pre, dd pre')].filter(box)
+            const others = [...document.querySelectorAll(
+                '.cell_output pre, .pst-scrollable-table-container')].filter(box)
+            const plain = others.filter(e => getComputedStyle(e).overflowX != 'auto'
+                || !getComputedStyle(e).backgroundImage.includes('gradient'))
+            return [...code, ...plain].map(e => e.innerText.slice(0, 80))""")
+    assert cut == []
+    hanging = browser.execute_script("""
+        const tall = [...document.querySelectorAll('.cell_input .line')].find(
+            e => e.getClientRects()[0].height > 1.9*parseFloat(getComputedStyle(e).lineHeight))
+        if (!tall) return null
+        const style = getComputedStyle(tall)
+        return [parseFloat(style.paddingLeft), parseFloat(style.textIndent)]""")
+    assert width == WIDE or hanging and hanging[0] > 0 and hanging[0] == -hanging[1]
 
 
 @pytest.fixture(scope="module")

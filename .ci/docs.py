@@ -48,10 +48,13 @@ SIDEBAR = {
     "engine/tune engine/show",
     "Engine: writing and answering": "engine/decode engine/serve engine/instructions "
     "engine/tuning engine/lora engine/chat",
-    "Engine: measuring": "engine/metrics engine/answers engine/preferences engine/evaluation "
-    "engine/tasks engine/harness engine/copying engine/archive",
+    "Engine: measuring": "engine/metrics engine/baselines engine/answers engine/preferences "
+    "engine/evaluation engine/tasks engine/harness engine/copying engine/archive",
     "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "
     "engine/exercises engine/pass_rate",
+    "Engine: textbooks": "engine/python_code engine/duplicates engine/quality engine/diets "
+    "engine/vetting engine/operations engine/practice engine/textbook engine/assistant "
+    "engine/author",
     "Engine: more": "engine/*",
     "Applications": "07_* 08_* 09_*",
     "Tutorials": "tutorials/gpt_from_scratch tutorials/reading_a_loss_curve "
@@ -394,7 +397,7 @@ def folded(body: str, outputs: list) -> str:
     return None
 
 
-def entries(text: str, terms: list, place: str = "") -> str:
+def entries(text: str, terms: list) -> str:
     """Markdown with the words under which the site's search leads to it: those that its author
     noted in a comment, and the terms that are explained here"""
     text = WORDS.sub(lambda m: ENTRY.format(", ".join(f"! {w}" for w in m[1].split(", "))), text)

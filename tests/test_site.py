@@ -649,7 +649,7 @@ QUERIES = {
     "LoRA": "engine/lora",
     "pass@k": "engine/pass_rate",
     "sandbox": "engine/sandbox",
-    "packing": "data",
+    "packing": "model",
 }
 
 

@@ -28,8 +28,9 @@ TINY = [
     "sample_tokens=20",
 ]
 NOTES = re.compile(
-    r"^command line overrides |^    \w.* -> |\(command line\)$|; licence: |: not read: "
-)  # overrides and corpora are told before anything can go wrong
+    r"^command line overrides |^    \w.* -> |\(command line\)$|; licence: |: not read: |"
+    r"^\S+ writes($| \(step )"
+)  # overrides, corpora and the model that was opened are told before anything can go wrong
 SECONDS = float(
     os.environ.get("NEOX_TEST_SECONDS", 600)
 )  # for one test, with the fixtures that it is the first to need

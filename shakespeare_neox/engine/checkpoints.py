@@ -17,7 +17,7 @@ __all__ = ['SHIPPED', 'Size', 'Share', 'Base', 'Epsilon', 'PLAIN', 'TANH', 'NEOX
            'read_shown', 'hub_name', 'find_folder', 'open_model', 'ManifestEntry', 'manifest', 'sha256', 'write_zip',
            'pack', 'check_packed', 'check_sizes', 'unpack', 'first_changed', 'is_whole', 'fetch_archive', 'fetch_model',
            'find_model', 'loss_in', 'best_score', 'saved_at', 'folders_in', 'best_point', 'trained_runs', 'described',
-           'find_run', 'find_checkpoint', 'open_checkpoint']
+           'find_run', 'find_checkpoint', 'tell_model', 'open_checkpoint']
 
 # %% ../../nbs/engine/checkpoints.ipynb #b4f3f1ea
 import errno
@@ -1450,16 +1450,11 @@ def find_run(
 def find_checkpoint(
     path: str = "", # a folder of a model, run or sweep, a name, or nothing for the newest run
     runs: str = "runs", # where runs are looked for
-    tell: bool = False, # whether to say which model it is where the path says it already
 ) -> Path: # a model folder
     "The model folder that is meant"
     if path:
         inside = find_run(path)
-        folder = inside or (None if is_there(path) else find_model(path)) or find_folder(path)
-        of_sweep = inside and inside.parent != Path(path)         # told by `find_run`
-        if tell and not of_sweep:
-            say(described(folder))
-        return folder
+        return inside or (None if is_there(path) else find_model(path)) or find_folder(path)
     found = sorted(trained_runs(runs), key=saved_at)
     if not found:
         say(f"no run in {runs}/ yet: the bundled model writes; train your own with: "
@@ -1469,10 +1464,20 @@ def find_checkpoint(
     say(f"{described(found[-1]/'best')}, the newest run{others}")
     return found[-1]/"best"
 
+# %% ../../nbs/engine/checkpoints.ipynb #f0f2e75c
+def tell_model(
+    path: str, # as it was given to `find_checkpoint`
+    folder: Path, # that it found
+):
+    "Says which model writes, unless `find_checkpoint` has said so"
+    newest, of_sweep = not path, folder.parent.parent == Path(path)
+    if not newest and not of_sweep:
+        say(described(folder) if is_there(path) else f"{path} writes")
+
 # %% ../../nbs/engine/checkpoints.ipynb #5cf997cb
 def open_checkpoint(
     path: str = "", # as of `find_checkpoint`
-    tell: bool = False, # as of `find_checkpoint`
+    tell: bool = False, # whether to say, once it is open, which model it is
 ) -> tuple: # GPT on the best device, Tokenizer
     "Opens a trained model with its tokenizer"
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -1487,4 +1492,8 @@ def open_checkpoint(
         except NeoxError as e:
             raise NeoxError(f"{folder}: {e}") from None
         return model, tokenizer
-    return read_shown(find_checkpoint(path, tell=tell), read)
+    folder = find_checkpoint(path)
+    opened = read_shown(folder, read)
+    if tell:
+        tell_model(path, folder)
+    return opened

@@ -918,7 +918,7 @@ def find_recipe(
                     f"recipe's name{nearest(path.stem, known)}")
 
 # %% ../../nbs/engine/recipe.ipynb #e9a00087
-CLEARS = ("", "None", "null", "~")                      # typed behind a =
+CLEARS = ("", "None")                                   # typed behind a =
 
 def yaml_text(
     key: str, # of a setting that holds text
@@ -936,7 +936,7 @@ def yaml_value(
 ): # None if nothing does
     "The number, truth value, word, list or block that was typed for a setting"
     where = word if len(word) <= 80 else f"{word[:60]}..."
-    if typed in CLEARS:
+    if typed in (*CLEARS, "null", "~"):                  # the last two are YAML's
         return None
     node = compose(typed, where)
     if node is None:

@@ -19,7 +19,8 @@ def readme():
     "The README with whole addresses, for a page outside the repository"
     text, at = Path("README.md").read_text(encoding="utf-8"), f"{cfg['git_url']}/%s/{cfg['branch']}/"
     text = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", lambda m: m[1] + at % "raw", text)
-    return re.sub(r"((?<!!)\[[^\[\]]*\]\()(?!https?:|#)", lambda m: m[1] + at % "blob", text)
+    text = text.replace("](#", "](README.md#")              # a section of this page
+    return re.sub(r"((?<!!)\[[^\[\]]*\]\()(?!https?:)", lambda m: m[1] + at % "blob", text)
 
 
 class BuildWithAssets(build_py):

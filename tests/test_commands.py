@@ -228,10 +228,11 @@ def test_two_lengths_in_one_place(capsys):
 
 
 def test_none_clears_a_setting(capsys):
-    for word in ("vocab_file=None", "vocab_file=", "vocab_file=null"):
+    for word in ("vocab_file=None", "vocab_file="):
         name, settings = read_recipes("quickstart")
         merge(settings, parse_override(word))
         assert sort_settings(name, settings).train.vocab_file is None
+    assert parse_override("vocab_file=null") == dict(vocab_file="null")  # a file may be called so
     assert parse_override("sample_prompt=None") == dict(sample_prompt="None")  # has to be a text
 
 

@@ -851,6 +851,7 @@ def finish(out: Path, leads: dict):
         if name in leads:
             text = text.replace("</title>", f"</title>\n    {card(name, *leads[name])}", 1)
         text = re.sub(r'(<img [^>]*class="wide")', r'\1 tabindex="0"', text)  # keys can scroll it
+        text = text.replace('<summary aria-label="Toggle hidden content">', "<summary>")
         # the theme names its search button with other words than it shows
         text = re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", text, flags=re.S)
         file.write_text(text, encoding="utf-8")

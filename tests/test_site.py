@@ -201,7 +201,7 @@ def test_settings_behind_stars(docs):
 
 
 def test_long_sources_are_closed(docs):
-    short, long = (docs.api("shakespeare_neox.engine.base", n) for n in ("nearest", "make_parser"))
+    short, long = (docs.api("shakespeare_neox.engine.base", n) for n in ("is_home", "make_parser"))
     assert "<details open>" in short and "<details>" in long
     assert short.count("\n") < long.count("\n")
 
@@ -343,7 +343,8 @@ def test_the_sidebar_tells_the_journey(site, docs):
     for here, there in zip(pages_shown, pages_shown[1:]):
         text = (folder / here).read_text(encoding="utf-8")
         found = re.search(r'<a class="right-next"\s+href="([^"]+)"', text, re.S)
-        assert found and os.path.normpath(f"{os.path.dirname(here)}/{found[1]}") == there, here
+        leads = found and os.path.join(os.path.dirname(here), found[1])
+        assert leads and os.path.normpath(leads) == there, here
 
 
 @pytest.fixture(scope="module")
@@ -649,7 +650,7 @@ QUERIES = {
     "LoRA": "engine/lora",
     "pass@k": "engine/pass_rate",
     "sandbox": "engine/sandbox",
-    "packing": "model",
+    "packing": "finetune",
 }
 
 

@@ -83,6 +83,7 @@ SEARCHED = ("searchtools.js", "language_data.js", "searchindex.js")  # scripts o
 ICONS = re.compile(
     r'<i class="((?:[\w-]+ )*?fa(?:[bs]|-solid|-brands) fa-([\w-]+)[^"]*)"([^>]*)>\s*</i>'
 )
+PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.S)  # of a signature
 LINES = re.compile(
     r'(<div class="highlight-(?:ipython3|python|sh|yaml|text) notranslate"><div class="highlight">'
     r"<pre>)(.*?)(</pre>)",
@@ -748,6 +749,12 @@ def write(source: Path) -> dict:
     return leads | {"index": (LIB, index_meta["description"])}
 
 
+def listed(match) -> str:
+    "The parameters of a signature, a line each: a list of meanings without terms is no list"
+    rows = match[1].replace("<dd>", '<span class="parameter">').replace("</dd>", "</span>")
+    return f'<span class="parameters">{rows}</span>'
+
+
 def breakable(text: str) -> str:
     "HTML whose tables may break a long name in code after a mark within it"
 
@@ -852,6 +859,7 @@ def finish(out: Path, leads: dict):
             text = text.replace("</title>", f"</title>\n    {card(name, *leads[name])}", 1)
         text = re.sub(r'(<img [^>]*class="wide")', r'\1 tabindex="0"', text)  # keys can scroll it
         text = text.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+        text = PARAMETERS.sub(listed, text)
         # the theme names its search button with other words than it shows
         text = re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", text, flags=re.S)
         file.write_text(text, encoding="utf-8")

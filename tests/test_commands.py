@@ -532,8 +532,10 @@ def test_help_without_the_module(name):
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
 def test_answers_without_torch(flag):
+    "Nor does it lean on what an editable installation, or torch, happens to have imported"
     code = (
-        f"import sys; sys.argv = ['neox_generate', {flag!r}]; "
+        f"import importlib, sys; sys.argv = ['neox_generate', {flag!r}]; "
+        "vars(importlib).pop('util', None); sys.modules.pop('importlib.util', None); "
         "from shakespeare_neox.engine.base import start; start(); "
         "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
     )

@@ -25,7 +25,7 @@ import argparse
 import ast
 import difflib
 import hashlib
-import importlib
+import importlib.util
 import inspect
 import json
 import linecache

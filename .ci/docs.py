@@ -749,7 +749,7 @@ def write(source: Path) -> dict:
     return leads | {"index": (LIB, index_meta["description"])}
 
 
-def listed(match) -> str:
+def parameter_lines(match) -> str:
     "The parameters of a signature, a line each: a list of meanings without terms is no list"
     rows = match[1].replace("<dd>", '<span class="parameter">').replace("</dd>", "</span>")
     return f'<span class="parameters">{rows}</span>'
@@ -859,7 +859,7 @@ def finish(out: Path, leads: dict):
             text = text.replace("</title>", f"</title>\n    {card(name, *leads[name])}", 1)
         text = re.sub(r'(<img [^>]*class="wide")', r'\1 tabindex="0"', text)  # keys can scroll it
         text = text.replace('<summary aria-label="Toggle hidden content">', "<summary>")
-        text = PARAMETERS.sub(listed, text)
+        text = PARAMETERS.sub(parameter_lines, text)
         # the theme names its search button with other words than it shows
         text = re.sub(r'(search-button-field[^>]*?) aria-label="Search"', r"\1", text, flags=re.S)
         file.write_text(text, encoding="utf-8")

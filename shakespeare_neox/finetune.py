@@ -118,6 +118,7 @@ def chat_data(
         encoded = encode_chats(tokenizer, examples, seq_length)
         encoded.tell(part)
         files[part] = PackedChats(encoded.chats, tokenizer, seq_length, packed_batch)
+        files[part].left_out = encoded.problems
     return RunData(files, tokenizer, name=name)
 
 # %% ../nbs/06_finetune.ipynb #694d0d80

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import refuses, tree
+from conftest import refuses, succeeds, tree
 
 from shakespeare_neox import evaluate
 from shakespeare_neox.data import eval_batches
@@ -429,6 +429,8 @@ def test_wandb(tmp_path, monkeypatch):
     rows = dict(rouge1=np.array([0.5, 1.0]), answers=np.ones(2))
     scores = metrics.ModelScores("one", [(rows, dict(rouge1=metrics.mean_of("rouge1")))])
     assert metrics.send(scores, tmp_path)
+    both = metrics.Compared(scores, metrics.ModelScores("two", scores.groups))
+    assert metrics.send(both, tmp_path)
     monkeypatch.setattr(metrics, "init_wandb", lambda *given: (None, "no room; "))
     assert not metrics.send(scores, tmp_path)
 
@@ -457,6 +459,28 @@ def test_command(here, verse, capsys):
     evaluate.neox_evaluate_main([*words[:3], "--compare", "shakespeare", "--out", "out"])
     found = json.loads((here / "out/comparison.json").read_text())
     assert {numbers["value"] for numbers in found["difference"].values()} == {0}
+
+
+def test_blind_pairs_by_the_command(here, verse, capsys, monkeypatch):
+    "Two models answer, a person votes, stops, and goes on another day"
+    model, tokenizer = open_checkpoint("shakespeare")
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * parameter.data.std() * torch.randn_like(parameter)
+    model.save_pretrained(here / "other", tokenizer)
+    (here / "held.txt").write_text(verse, encoding="utf-8")
+    names = ("MARIAN", "TAM", "NED", "ROMEO")
+    records = [dict(prompt=f"{name}:\n", reference="The ink is dry.") for name in names]
+    (here / "answers.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = ["shakespeare", "--compare", "other", "--text", "held.txt", "--out", "out"]
+    words += ["--answers", "answers.jsonl", "--max_new_tokens", "8", "--prefer", "votes.jsonl"]
+    typed = iter(["a", "nonsense", "b", "q"])
+    monkeypatch.setattr(preferences.BlindPairs.ask, "__defaults__", (lambda q: next(typed),))
+    first = succeeds(evaluate.neox_evaluate_main, words, capsys).out
+    assert len((here / "votes.jsonl").read_text().splitlines()) == 2 and "'first'" in first
+    typed = iter(["t", "a"])
+    last = succeeds(evaluate.neox_evaluate_main, words, capsys).out
+    assert len((here / "votes.jsonl").read_text().splitlines()) == 4 and "'ties': 1" in last
 
 
 @pytest.mark.parametrize(
@@ -578,8 +602,9 @@ def test_tokenizers_that_differ(here, verse, capsys):
 
 
 @pytest.mark.slow
-def test_wandb_keeps_the_numbers(here):
-    "Read back from W&B's own file: each number, and on what it was measured"
+@pytest.mark.parametrize("what", ["one", "two"])
+def test_wandb_keeps_the_numbers(here, what):
+    "Read back from W&B's own file: each number of one model or of two, and on what it was measured"
     from test_wandb import records
 
     rows = dict(rouge1=np.array([0.5, 1.0]), answers=np.ones(2))
@@ -588,7 +613,8 @@ def test_wandb_keeps_the_numbers(here):
         "import numpy as np; from shakespeare_neox.engine import metrics as m; "
         "rows = dict(rouge1=np.array([0.5, 1.0]), answers=np.ones(2)); "
         "group = (rows, dict(rouge1=m.mean_of('rouge1'))); "
-        "assert m.send(m.ModelScores('one', [group], dict(stride=128)), '.')"
+        "one = m.ModelScores('one', [group], dict(stride=128)); "
+        f"assert m.send({dict(one='one', two='m.Compared(one, one)')[what]}, '.')"
     )
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= dict(HOME=str(here), WANDB_MODE="offline")
@@ -603,6 +629,8 @@ def test_wandb_keeps_the_numbers(here):
             found[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
         for item in (*record.run.config.update, *record.config.update):
             config[item.key] = json.loads(item.value_json)
-    wanted = metrics.flat_numbers(metrics.ModelScores("one", [group]).numbers)
+    one = metrics.ModelScores("one", [group], dict(stride=128))
+    result = dict(one=one, two=metrics.Compared(one, one))[what]
+    wanted = metrics.flat_numbers(result.numbers)
     assert {name: found[name] for name in wanted} == pytest.approx(wanted)
-    assert config["checkpoint"] == "one" and config["facts"] == {"stride": 128}
+    assert {key: config[key] for key in result.about()} == result.about()

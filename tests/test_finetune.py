@@ -372,6 +372,42 @@ def test_templates_that_fail(tokenizer):
             encode_chat(plain, Example(said("Say lamp.", "lamp", "Say fox.", "fox")))
 
 
+def test_named_templates(tokenizer):
+    "transformers takes the one that is called default; without one, nobody chooses for the person"
+    plain = copy.copy(tokenizer)
+    plain.files = {}
+    named = [dict(name="tools", template="{{ tools }}"), dict(name="default", template=CHATML)]
+    plain.config = {**tokenizer.config, "chat_template": named}
+    assert template_of(with_template(plain)) == CHATML
+    plain.config = {**tokenizer.config, "chat_template": named[:1]}
+    with pytest.raises(NeoxError, match="tools, and none of them default"):
+        with_template(plain)
+
+
+def test_a_template_that_is_not_utf8(tokenizer):
+    plain = copy.copy(tokenizer)
+    plain.files = {"chat_template.jinja": "{{ 'é' }}".encode("latin-1")}
+    with pytest.raises(NeoxError, match="not UTF-8"):
+        with_template(plain)
+
+
+@pytest.mark.parametrize(
+    "template, word",
+    [
+        (b"{{ raise_exception('no dialogue') }}", "no dialogue"),
+        (b"{{ messages[", "chat template fails"),
+        ("{{ 'é' }}".encode("latin-1"), "UTF-8"),
+    ],
+)
+def test_the_command_says_which_template_fails(tokenizer, capsys, template, word):
+    prepare_words(tokenizer)
+    Path("base/chat_template.jinja").write_bytes(template)
+    given = ["--pretrained_ckpt_path", "base", "--dataset_path", "data.jsonl"]
+    given += ["--finetuned_model_dir", "tuned"]
+    refuses(neox_finetune_main, given, capsys, word, steps=True)
+    assert not Path("tuned").exists()
+
+
 def test_own_template_is_kept(tokenizer):
     plain = copy.copy(tokenizer)
     plain.files = {"chat_template.jinja": CHATML.encode()}
@@ -392,6 +428,22 @@ def test_long_dialogues(tokenizer):
     assert "line 2" in found.problems[0] and len(found.chats[0]) == 40
     assert tokenizer.eot_id not in found.chats[0].targets  # nobody learns to stop at a cut
     assert tokenizer.eot_id in found.chats[1].targets
+
+
+def test_the_command_says_what_is_cut_and_names_what_is_left_out(tokenizer, capsys):
+    records = [dict(messages=e.messages, category=e.category) for e in some_examples()]
+    records += [dict(prompt="Say all.", completion="lamp " * 90 + "x")] * 2
+    records += [dict(prompt="lamp " * 90 + "x", completion="fox"), dict(prompt="Say.")]
+    write(records)
+    words = [f"{key}={value}" for key, value in STEPS.items() if value is not None]
+    given = ["--pretrained_ckpt_path", a_base(tokenizer), "--dataset_path", "data.jsonl"]
+    given += ["--finetuned_model_dir", "tuned", "--held_out", "0.3", *words]
+    done = succeeds(neox_finetune_main, given, capsys)
+    assert "1 cut to the context" in done.err and "has no end" in done.err
+    left_out = Path("tuned/left_out.txt").read_text().splitlines()
+    assert f"{len(left_out)} records are left out; tuned/left_out.txt" in done.err
+    named = {int(re.search(r"data.jsonl, line (\d+)", line)[1]) for line in left_out}
+    assert named == {26, 27, 28}, left_out
 
 
 # packing
@@ -417,13 +469,21 @@ def losses_and_gradient(model, batches):
     return torch.cat(found), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+@pytest.mark.parametrize("padding", ["a token of its own", "none"])
 @pytest.mark.parametrize("pos_emb", ["rotary", "learned"])
-def test_packed_equals_unpacked(tokenizer, pos_emb):
+def test_packed_equals_unpacked(tokenizer, pos_emb, padding):
+    "Also for a tokenizer without padding, as GPT-2's: its rows are filled with the end of text"
+    tokenizer = copy.copy(tokenizer)
+    if padding == "none":
+        tokenizer.pad_id = None
     model = some_model(tokenizer, pos_emb=pos_emb)
     chats = encode_chats(tokenizer, some_examples(), 64).chats
     rows = pack_rows([len(c) for c in chats], 64)
     assert max(map(len, rows)) > 1
-    batch = packed_batch(chats, rows, 64, tokenizer.pad_id)
+    filler = PackedChats(chats, tokenizer, 64, packed_batch).filler
+    assert filler == (tokenizer.eot_id if padding == "none" else tokenizer.pad_id)
+    batch = packed_batch(chats, rows, 64, filler)
+    assert (batch.x == filler).any() and (batch.y[batch.document < 0] == -100).all()
     alone = [packed_batch(chats, [[i]], len(chats[i]), 0) for row in rows for i in row]
     expected, gradient = losses_and_gradient(model, alone)
 
@@ -625,6 +685,46 @@ def test_command_refuses(tokenizer, capsys):
     other = [*here, "--finetuned_model_dir", "x", "--tokenizer_path", "tokenizer.json"]
     refuses(neox_finetune_main, other, capsys, "is not the tokenizer that the model")
     assert not Path("x").exists()
+
+
+def test_a_tokenizer_that_does_not_fit(tokenizer, capsys):
+    "A model folder without a tokenizer of its own: too many ids are refused, else one line warns"
+    some_model(tokenizer).save_pretrained("weights")
+    prepare_words(tokenizer)
+    Path("large").mkdir()
+    train_tokenizer("".join(map(chr, range(200, 900))) * 2 + "abc\n", "char").save(Path("large"))
+    given = ["--pretrained_ckpt_path", "weights", "--dataset_path", "data.jsonl"]
+    given += ["--finetuned_model_dir", "tuned"]
+    large = [*given, "--tokenizer_path", "large"]
+    refuses(neox_finetune_main, large, capsys, "large", "--tokenizer_path", steps=True)
+    assert not Path("tuned").exists()
+    words = [f"{key}={value}" for key, value in STEPS.items() if value is not None]
+    done = succeeds(neox_finetune_main, [*given, "--tokenizer_path", "base", *words], capsys)
+    assert done.err.count("has no tokenizer of its own") == 1
+    assert f"blind guessing ({np.log(tokenizer.vocab_size):.1f} nats" in done.err
+
+
+OTHER_KINDS = dict(
+    bert=("config.json", '{"model_type": "bert"}', "model_type"),
+    nothing=("config.json", "{}", "model_type"),
+    adapter=("adapter_config.json", '{"peft_type": "LORA"}', "adapter"),
+)
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize("command", ["finetune", "chat"])
+def test_a_checkpoint_of_another_kind(tokenizer, capsys, kind, command):
+    name, content, part = OTHER_KINDS[kind]
+    write([dict(messages=e.messages) for e in some_examples()])
+    Path("other").mkdir()
+    Path("other", name).write_text(content)
+    given = ["--pretrained_ckpt_path", "other", "--dataset_path", "data.jsonl"]
+    given += ["--finetuned_model_dir", "tuned"]
+    if command == "chat":
+        refuses(neox_chat_main, ["other"], capsys, "other", part)
+    else:
+        refuses(neox_finetune_main, given, capsys, "other", part)
+    assert not Path("tuned").exists()
 
 
 def test_a_run_that_diverges_names_the_command_that_tunes(tokenizer, capsys):
@@ -914,14 +1014,19 @@ def test_killed_runs_go_on_to_the_same_bits(tokenizer):
 def test_two_processes_tune_as_one(tokenizer):
     prepare_words(tokenizer)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    Path("watched.txt").write_text("Say lamp 1.\nfox done " * 80)
     found = {}
     for name, n, *words in (("one", 1), ("two", 2), ("same", 2, "--same")):
+        words += ["--watch", "watched.txt"]
         words = tune_words(name, *words, train_micro_batch_size_per_gpu=4 // n, train_iters=4)
         done = subprocess.run(
             [*launch, str(n), *words], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         found[name] = torch.cat([w.flatten() for w in weights(f"{name}/last").values()])
+        watched = Path(name, "forgetting.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in watched] == [0, 4], "one process writes"
+        assert done.stderr.count("text watched") == 2, done.stderr
     start = torch.cat([w.flatten() for w in weights("base").values()])
     moved = (found["one"] - start).norm()
     assert (found["one"] - found["two"]).norm() < 0.01 * moved
@@ -953,3 +1058,27 @@ def test_parquet_that_unpacks_to_too_much_is_refused(monkeypatch):
     monkeypatch.setattr(records, "UNPACKED_RATIO", 2)
     with pytest.raises(NeoxError, match="for each compressed byte"):
         list(instructions.parquet_rows(Path("bomb.parquet")))
+
+
+@pytest.mark.slow
+def test_the_shape_of_pythia_160m(tokenizer, capsys):
+    "The worked example's sizes with random weights: two steps in a CPU's memory, a model comes out"
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    shape = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+    shape |= dict(intermediate_size=3072, max_position_embeddings=2048, rotary_pct=0.25)
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=50304, **shape)).save_pretrained("pythia")
+    plain = copy.copy(tokenizer)
+    plain.files = {}
+    plain.save(Path("pythia"))
+    write([dict(messages=e.messages, category=e.category) for e in some_examples(12)])
+    given = ["--pretrained_ckpt_path", "pythia", "--dataset_path", "data.jsonl"]
+    given += ["--finetuned_model_dir", "tuned", "train_iters=2", "eval_interval=2"]
+    given += ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
+    done = succeeds(neox_finetune_main, [*given, "optimizer.params.lr=2e-5"], capsys)
+    before = float(re.search(r"before tuning: ([\d.]+)", done.err)[1])
+    log = [json.loads(line) for line in Path("tuned/log.jsonl").read_text().splitlines()]
+    after = [event["loss"] for event in log if event["event"] == "evaluation"][-1]
+    model = GPT.from_pretrained("tuned/best")
+    assert 162e6 < sum(p.numel() for p in model.parameters()) < 163e6
+    assert after < before

@@ -202,3 +202,25 @@ def test_what_is_pushed_can_be_fetched(trained, hub, tmp_path):
         and "use a token that may write" in done.stderr
         and done.stderr.count("\n") == 1
     ), done.stderr
+
+
+FINETUNE = (
+    "import sys; sys.argv = ['neox_finetune', '--pretrained_ckpt_path', 'hf:owner/tiny', "
+    "'--dataset_path', 'pairs.jsonl', '--finetuned_model_dir', 'tuned', 'train_iters=2', "
+    "'eval_interval=2', 'sample_tokens=2', 'compile=off']; "
+    "from shakespeare_neox.finetune import neox_finetune_main; neox_finetune_main()"
+)
+
+
+def test_finetune_by_name(tiny, hub, here):
+    "A base model of the hub, in half precision and in shards, is tuned and saved here"
+    hub.repos = {"owner/tiny": tiny}
+    records = [dict(prompt=f"Say {n}.", completion=f"{n}.") for n in range(12)]
+    (here / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    done = hub.python(FINETUNE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("best") and (here / "tuned/best/config.json").exists()
+    hub.faults = {"owner/tiny": 404}
+    done = hub.python(FINETUNE.replace("tiny", "none").replace("'tuned'", "'other'"))
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (here / "other").exists()

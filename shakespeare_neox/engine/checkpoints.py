@@ -1076,6 +1076,9 @@ def folder_settings(
 ) -> tuple: # our ModelConfig, its Family
     "What the config.json of a folder says"
     path = folder/"config.json"
+    if not path.exists() and (folder/"adapter_config.json").exists():
+        raise NeoxError(f"{folder}: no config.json in it, it holds an adapter and no model; give "
+                        "the folder above it, which neox_finetune writes with the adapter merged")
     if not path.exists():
         raise NeoxError(f"{folder}: no config.json in it, the checkpoint is half-written or not a "
                         "model folder")

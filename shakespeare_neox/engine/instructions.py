@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPEAKERS', 'CHAT_TEMPLATE', 'turn_message', 'question_and_answer', 'check_dialogue', 'messages_of', 'checked_lines',
            'parquet_rows', 'Example', 'Instructions', 'record_readers', 'instruction_files', 'read_instructions',
-           'split_examples', 'without_overlap', 'template_of', 'with_template', 'render', 'marks_on', 'check_forgery',
-           'chat_ids', 'Encoded']
+           'split_examples', 'without_overlap', 'as_utf8', 'default_template', 'template_of', 'with_template', 'render',
+           'marks_on', 'check_forgery', 'chat_ids', 'Encoded']
 
 # %% ../../nbs/engine/instructions.ipynb #abc37a0e
 import copy
@@ -131,6 +131,10 @@ class Instructions:
     problems: list = field(default_factory=list) # of str, one for each bad record
     duplicates: list = field(default_factory=list) # places of records that stand twice
 
+    @property
+    def left_out(self): # of str, bad records first
+        return self.problems + [f"{where}: stands twice" for where in self.duplicates]
+
     def __repr__(self):
         categories = len({example.category for example in self.examples})
         left = "".join(f"\n  left out: {problem}" for problem in self.problems[:5])
@@ -224,12 +228,35 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:\n{% endif %}")
 
+def as_utf8(
+    file: bytes, # of chat_template.jinja
+) -> str:
+    "A template's file as text"
+    try:
+        return file.decode()
+    except UnicodeDecodeError as e:
+        raise NeoxError(f"chat_template.jinja is not UTF-8 (byte {e.start:,}); save it as UTF-8, "
+                        "or remove it") from None
+
+def default_template(
+    named: list, # of {"name", "template"}, as tokenizer_config.json may hold them
+) -> str:
+    "The template that transformers takes where nobody names one"
+    known = {one.get("name"): one.get("template") for one in named if isinstance(one, dict)}
+    if not isinstance(known.get("default"), str):
+        names = ", ".join(map(str, known))
+        raise NeoxError(f"tokenizer_config.json names the chat templates {names}, and none of them "
+                        "default; name the one to be taken default")
+    return known["default"]
+
 def template_of(
     tokenizer, # Tokenizer
 ) -> str: # None if it has none
     "The chat template that a tokenizer keeps"
     file, named = tokenizer.files.get("chat_template.jinja"), tokenizer.config.get("chat_template")
-    return file.decode() if file else named if isinstance(named, str) else None
+    if file:
+        return as_utf8(file)
+    return default_template(named) if isinstance(named, list) else named
 
 # %% ../../nbs/engine/instructions.ipynb #b7ffd8ee
 def with_template(
@@ -321,6 +348,7 @@ class Encoded:
         "Says what was cut or left out, and why the first was; with nothing left it is an error"
         why = f" ({self.problems[0]})" if self.problems else ""
         if self.n_cut or self.problems:
-            say(f"{part}: {self}{why}")
+            end = "; what is cut has no end, and teaches none" if self.n_cut else ""
+            say(f"{part}: {self}{why}{end}")
         if not self.chats:
             raise NeoxError(f"{part}: no dialogue can be learned{why}")

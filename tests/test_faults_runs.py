@@ -135,10 +135,11 @@ def planted(run, at, error, where="forward"):
 
 
 def steps(n=3, at=None, error=FULL["GPU"], where="forward", halved_before=None, **settings):
-    "The weights after some steps"
-    run = make_run(
-        small(train_micro_batch_size_per_gpu=8, gradient_accumulation_steps=4, **settings)
-    )
+    """The weights after some steps. The gradient of the key biases is zero but for rounding, which
+    Adam's usual epsilon would turn into whole steps: it gets a larger one"""
+    calm = dict(type="Adam", params=dict(lr=1e-3, eps=1e-4))
+    sizes = dict(train_micro_batch_size_per_gpu=8, gradient_accumulation_steps=4)
+    run = make_run(small(**{**sizes, "optimizer": calm, **settings}))
     if at:
         planted(run, at, error, where)
     for step in range(n):
@@ -169,7 +170,7 @@ def test_full_memory_in_any_pass(at, where, kind, capsys):
     assert "8 passes of 4 windows" in capsys.readouterr().err
     expected, whole = steps(halved_before=(at - 1) // 4)[1], steps()[1]
     assert far(found, expected) == 0
-    assert far(found, whole) < 1e-4 < 1e-3 < far(steps(2)[1], whole)
+    assert far(found, whole) < 1e-6 < 1e-4 < far(steps(2)[1], whole)
 
 
 def test_full_memory_in_the_evaluation(monkeypatch):

@@ -46,8 +46,8 @@ SIDEBAR = {
     "Engine: models and training": "engine/settings engine/attention engine/checkpoints "
     "engine/optimizers engine/recipe engine/report engine/device engine/state engine/run "
     "engine/tune engine/show",
-    "Engine: writing and answering": "engine/decode engine/serve engine/instructions "
-    "engine/tuning engine/lora engine/chat",
+    "Engine: writing and answering": "engine/decode engine/serve engine/batching "
+    "engine/instructions engine/tuning engine/lora engine/chat",
     "Engine: measuring": "engine/metrics engine/baselines engine/answers engine/preferences "
     "engine/evaluation engine/tasks engine/harness engine/copying engine/archive",
     "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "

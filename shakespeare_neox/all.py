@@ -3,6 +3,7 @@ from .engine.answers import *
 from .engine.archive import *
 from .engine.attention import *
 from .engine.base import *
+from .engine.batching import *
 from .engine.chat import *
 from .engine.checkpoints import *
 from .engine.copying import *
@@ -39,6 +40,7 @@ from .engine.tokens import *
 from .engine.tune import *
 from .engine.tuning import *
 from .engine.vocab import *
+from .app import *
 from .data import *
 from .finetune import *
 from .evaluate import *

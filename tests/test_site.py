@@ -7,14 +7,11 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-import subprocess
-import tarfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from browsers import NARROW, WIDE, axe, browser, serious_faults, set_screen, until  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 for needed in ("sphinx", "myst_nb", "nbdev"):
@@ -22,11 +19,6 @@ for needed in ("sphinx", "myst_nb", "nbdev"):
 if not (ROOT / ".ci" / "docs.py").exists():
     pytest.skip("no clone here", allow_module_level=True)
 nbformat = pytest.importorskip("nbformat")
-
-WIDE, NARROW = 1280, 390
-CHROMIUM = (
-    shutil.which("google-chrome") or shutil.which("chromium") or shutil.which("chromium-browser")
-)  # GitHub has both, and the first one's driver
 
 
 @pytest.fixture(scope="module")
@@ -375,52 +367,12 @@ def pages(folder):
     )
 
 
-@pytest.fixture(scope="module")
-def browser(site):
-    "Headless Chromium that writes down its console and its requests"
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    if not CHROMIUM or not driver:
-        pytest.skip(
-            os.environ.get("NO_BROWSER", "no Chromium: apt-get install chromium chromium-driver")
-        )
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    chrome.set_script_timeout(180)  # axe over a long page, on a busy machine
-    yield chrome
-    chrome.quit()
-
-
 def visit(browser, url, width=WIDE, theme="light"):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        dict(width=width, height=800, deviceScaleFactor=1, mobile=False),
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        dict(features=[dict(name="prefers-color-scheme", value=theme)]),
-    )
+    set_screen(browser, width, theme)
     browser.get(url)
     assert until(browser, f"return document.documentElement.dataset.theme === '{theme}'"), (
         url
     )  # the theme's own script sets it
-
-
-def until(browser, script, seconds=15):
-    end = time.time() + seconds
-    while not (value := browser.execute_script(script)) and time.time() < end:
-        time.sleep(0.1)
-    return value
 
 
 def test_every_page_loads_whole(site, browser):
@@ -713,25 +665,6 @@ def test_nothing_is_cut_off(site, browser, width):
     assert width == WIDE or hanging and hanging[0] > 0 and hanging[0] == -hanging[1]
 
 
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory):
-    "axe-core, from npm"
-    folder = tmp_path_factory.mktemp("axe")
-    npm = shutil.which("npm")
-    if (
-        not npm
-        or subprocess.run(
-            [npm, "pack", "axe-core@4.14.1", "--silent"],
-            cwd=folder,
-            capture_output=True,
-            timeout=60,
-        ).returncode
-    ):
-        pytest.skip("axe-core cannot be had from npm")
-    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
-        return packed.extractfile("package/axe.min.js").read().decode()
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("part", ["some", pytest.param("all", marks=pytest.mark.slow)])
 def test_axe_finds_no_serious_fault(site, browser, axe, theme, part):
@@ -742,15 +675,5 @@ def test_axe_finds_no_serious_fault(site, browser, axe, theme, part):
         else pages(site[0])
     ):
         visit(browser, f"{site[1]}/{page}", theme=theme)
-        browser.execute_script(
-            "document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none "
-            "!important}</style>')"
-        )  # colours as they stay
-        browser.execute_script(axe)
-        found = browser.execute_async_script(
-            "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(r "
-            "=> done(r.violations.map(v => [v.impact, v.id, v.nodes.length, "
-            "v.nodes[0].html.slice(0, 160)])))"
-        )
-        faults += [(page, *f) for f in found if f[0] in ("serious", "critical")]
+        faults += [(page, *fault) for fault in serious_faults(browser, axe)]
     assert faults == [], "\n".join(map(str, faults))

@@ -136,10 +136,12 @@ def next_logits(self: Decoder) -> torch.Tensor: # (B, padded_vocab_size)
 
 # %% ../../nbs/engine/decode.ipynb #5ec00015
 @patch
-def seen(self: Decoder) -> torch.Tensor: # (B, known) bool
+def seen(self: Decoder,
+    rows: list, # Rows
+) -> torch.Tensor: # (B, known) bool
     "Which ids have occurred in each row"
-    seen = torch.zeros(len(self.rows), self.known, dtype=torch.bool, device=self.device)
-    for mask, row in zip(seen, self.rows):
+    seen = torch.zeros(len(rows), self.known, dtype=torch.bool, device=self.device)
+    for mask, row in zip(seen, rows):
         mask[row.ids] = True
     return seen
 
@@ -165,18 +167,26 @@ def write(self: Decoder,
 
 # %% ../../nbs/engine/decode.ipynb #5ec00029
 @patch
-@torch.inference_mode()
-def step(self: Decoder,
+def choose(self: Decoder,
+    logits: torch.Tensor, # (B, known) of some rows
+    rows: list, # of these Rows
     temperature: float = 1.0, # 0 always takes the most likely id
     **filters, # top_k, top_p, min_p, repetition_penalty
+) -> list: # an id for each row, -1 where the logits are no numbers
+    "Filters, and draws or takes the most likely id"
+    seen = self.seen(rows) if filters.get("repetition_penalty", 1) != 1 else None
+    logits = filter_logits(logits, seen, temperature or 1.0, **filters)
+    ids = draw(logits, [row.generator for row in rows]) if temperature else logits.argmax(-1)
+    # whoever stops at a word has to see the ids; where the logits are no numbers, they say -1
+    return torch.where(logits.amax(-1).isfinite(), ids, -1).tolist()
+
+@patch
+@torch.inference_mode()
+def step(self: Decoder,
+    **sampling, # temperature, top_k, top_p, min_p, repetition_penalty
 ) -> dict: # number of each row's prompt -> its new id
     "Writes one id in each row"
-    logits = self.known_logits()
-    seen = self.seen() if filters.get("repetition_penalty", 1) != 1 else None
-    logits = filter_logits(logits, seen, temperature or 1.0, **filters)
-    ids = draw(logits, [row.generator for row in self.rows]) if temperature else logits.argmax(-1)
-    # whoever stops at a word has to see the ids; where the logits are no numbers, they say -1
-    self.write(torch.where(logits.amax(-1).isfinite(), ids, -1).tolist())
+    self.write(self.choose(self.known_logits(), self.rows, **sampling))
     return {row.number: row.ids[-1] for row in self.rows}
 
 # %% ../../nbs/engine/decode.ipynb #5ec00019

@@ -317,7 +317,7 @@ def draw_tools(
     story = state.story
     text, place = story["opening"] + story["texts"][number], f"{story['round']} {number}"
     if repetition(story["texts"][number]) > 0.5:
-        st.caption("It repeats itself: a higher temperature or repetition penalty helps.")
+        st.markdown("It repeats itself: a higher temperature or repetition penalty helps.")
     with st.container(horizontal=True):
         st.button("Go on", key=f"on {place}", on_click=start_job,
                   args=(state, "on", [number], story["round"]), help="Continues this text alone.")
@@ -415,7 +415,7 @@ def draw_texts(
     if "problem" in state:
         above.error(state.pop("problem"))
     for line in state.notes:
-        above.caption(line)
+        above.markdown(line)                                # a caption is too pale for some eyes
     surprise = state.story["texts"] and above.toggle("Colour what the model did not expect")
     for number, (column, place) in enumerate(zip(columns, places)):
         draw_text(place, state, server, number, surprise)

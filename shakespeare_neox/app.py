@@ -112,6 +112,7 @@ def check_opening(
         raise NeoxError(f"the opening holds {strange[0]!r}, which is no text; remove it")
     tokenizer.encode(text)                                  # says what the vocabulary lacks
 
+# %% ../nbs/08_app.ipynb #9ad38f80
 def as_html(
     text: str, # of anybody
 ) -> str:
@@ -166,6 +167,7 @@ def new_story(
     check_opening(state.opening, tokenizer)
     return dict(opening=state.opening, texts=[""]*n, round=state.story["round"] + 1)
 
+# %% ../nbs/08_app.ipynb #e96029ce
 def sampling_of(
     wish: Wish, # of a visitor
 ) -> dict: # as `BatchServer.submit` takes them
@@ -174,6 +176,7 @@ def sampling_of(
     del given["n"], given["seed"]
     return dict(max_new_tokens=given.pop("length"), seconds=MOST_SECONDS, **given)
 
+# %% ../nbs/08_app.ipynb #bf52a042
 def texts_from(
     server: BatchServer, # that writes
     story: dict, # opening, texts, round
@@ -213,6 +216,7 @@ def notes_of(
         notes.append(f"Writing ended after {MOST_SECONDS} seconds.")
     return notes
 
+# %% ../nbs/08_app.ipynb #0fb479ec
 def write_on(
     story: dict, # opening, texts, round
     chosen: list, # numbers of the texts that go on
@@ -327,6 +331,7 @@ def draw_tools(
             st.code(text, language=None, wrap_lines=True)
         st.download_button("Download", text, f"story-{number + 1}.txt", key=f"file {place}")
 
+# %% ../nbs/08_app.ipynb #89b11bc8
 def draw_history(
     st, # the module streamlit
     history: list, # of stories
@@ -422,6 +427,7 @@ def draw_texts(
         with column:
             draw_tools(st, state, number)
 
+# %% ../nbs/08_app.ipynb #aeab6e2f
 def page():
     "The script of the page"
     st = import_extra("streamlit", "app")
@@ -464,6 +470,7 @@ def check_port(
         raise NeoxError(f"{host}, port {port}: nobody can listen there ({reason(e)}); is another "
                         "app running? give another --port") from None
 
+# %% ../nbs/08_app.ipynb #9918a40d
 def streamlit_options(
     host: str, # address to listen on
     port: int, # of the page

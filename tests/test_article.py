@@ -3,22 +3,18 @@ and prints one slide a page."""
 
 import base64
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from browsers import browser  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / ".ci" / "article.py").exists():
     pytest.skip("no clone here", allow_module_level=True)
-CHROMIUM = (
-    shutil.which("google-chrome") or shutil.which("chromium") or shutil.which("chromium-browser")
-)
 NUMBER = re.compile(r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?(?![\w/])")
 PLAIN = {"2", "3", "4", "2017", "2020", "2021", "2024", "128", "500", "9"}  # names, years, and
 # what the sentence itself counts
@@ -126,22 +122,6 @@ def test_deck(deck):
     assert links and not [link for link in links if "//" in link]
     for link in links:
         assert (deck / link.partition("?")[0]).exists(), link
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Headless Chromium"
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    if not CHROMIUM or not driver:
-        pytest.skip(os.environ.get("NO_BROWSER", "no Chromium, or no chromedriver"))
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 def printed_shapes(browser, address, ready):

@@ -61,6 +61,7 @@ def read(self: Ticket): # yields str
     while not self.done:
         yield self.next_piece()
 
+# %% ../../nbs/engine/batching.ipynb #2e4f50e3
 @patch
 def take(self: Ticket) -> str:
     "What has come since, without waiting; an error comes when the text before it was taken"
@@ -165,6 +166,7 @@ def is_over(self: Ticket) -> bool:
     self.late = time.monotonic() > self.deadline
     return self.text.ended or self.cancelled.is_set() or self.late
 
+# %% ../../nbs/engine/batching.ipynb #ac7bb200
 @patch
 def let_go(self: BatchServer):
     "Ends the texts that are done, given up or too late"
@@ -186,6 +188,7 @@ def error_for_reader(
         return NeoxError(str(error))
     return NeoxError(f"the model could not go on ({reason(error)}); try again")
 
+# %% ../../nbs/engine/batching.ipynb #e0f43495
 @patch
 def take_in(self: BatchServer):
     "Gives free rows to those that wait; sleeps while there is nothing to do"
@@ -214,6 +217,7 @@ def step(self: BatchServer):
         if piece:
             ticket.pieces.put(piece)
 
+# %% ../../nbs/engine/batching.ipynb #5a7df420
 @patch
 def run(self: BatchServer):
     "The server's thread: texts go, texts come, a step"
@@ -230,6 +234,7 @@ def run(self: BatchServer):
             self.writing.clear()
             self.decoder.rows.clear()
 
+# %% ../../nbs/engine/batching.ipynb #8d70d565
 @patch
 def close(self: BatchServer):
     "Ends the thread; who reads gets an error"

@@ -448,7 +448,7 @@ def generate_many(
     prompts: list, # texts to continue
     stop: list = (), # strings that end a text, not given out
     batch_size: int = 32, # prompts that are written at once
-    progress: bool = False, # whether to tell, after each `batch_size` texts, how far it is
+    progress: bool = False, # whether to tell, after each batch and at the end, how far it is
     **settings, # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
 ): # yields the texts in the order of the prompts, each as soon as it and all before it are done
     "Continues many prompts; the text of prompt n is the same whatever its batch"

@@ -4,8 +4,8 @@ went on, and one line where it is missing"""
 import sys
 
 import pytest
-
 from conftest import TINY, refuses, succeeds
+
 from shakespeare_neox.engine.report import read_log
 from shakespeare_neox.engine.run import neox_train_main
 

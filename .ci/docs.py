@@ -44,10 +44,10 @@ SIDEBAR = {
     "Engine: from files to tokens": "engine/base engine/encodings engine/text engine/records "
     "engine/documents engine/downloads engine/folders engine/corpora engine/vocab engine/tokens",
     "Engine: models and training": "engine/settings engine/attention engine/checkpoints "
-    "engine/optimizers engine/recipe engine/report engine/device engine/state engine/run "
-    "engine/tune engine/show",
-    "Engine: writing and answering": "engine/decode engine/serve engine/batching "
-    "engine/instructions engine/tuning engine/lora engine/chat",
+    "engine/optimizers engine/recipe engine/report engine/tensorboard engine/device engine/state "
+    "engine/run engine/tune engine/show",
+    "Engine: writing and answering": "engine/decode engine/speculative engine/serve "
+    "engine/batching engine/instructions engine/tuning engine/lora engine/chat",
     "Engine: measuring": "engine/metrics engine/baselines engine/answers engine/preferences "
     "engine/evaluation engine/tasks engine/harness engine/copying engine/archive",
     "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "

@@ -6,9 +6,9 @@
 __all__ = ['NANOGPT', 'SHAPE', 'SYSTEMS', 'neox_benchmark_main', 'Contest', 'take_turns', 'spread', 'comparison', 'best_device',
            'processor_name', 'machine', 'started', 'watch', 'copy_nanogpt', 'nanogpt', 'open_nanogpt', 'score_nanogpt',
            'ours', 'transformers_step', 'transformers_model', 'transformers_speed', 'our_speed', 'nanogpt_speed',
-           'model_of_the_race', 'trainers', 'each_turn', 'speeds', 'written_by_both', 'writers', 'check_written',
-           'writing_contest', 'writing', 'Race', 'run_of_the_race', 'warm_up', 'last_pair', 'race', 'draw_race',
-           'Benchmark', 'check_results', 'write_results', 'benchmark', 'neox_benchmark']
+           'model_of_the_race', 'trainers', 'each_turn', 'speeds', 'by_transformers', 'by_us', 'by_guesses', 'writers',
+           'openings', 'check_written', 'writing_contest', 'writing', 'Race', 'run_of_the_race', 'warm_up', 'last_pair',
+           'race', 'draw_race', 'Benchmark', 'check_results', 'write_results', 'benchmark', 'neox_benchmark']
 
 # %% ../nbs/09_benchmark.ipynb #c53cfccf
 import importlib.util
@@ -29,20 +29,21 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-# %% ../nbs/09_benchmark.ipynb #765d7a69
+# %% ../nbs/09_benchmark.ipynb #4592b4ff
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .data import eval_batches
-from .engine.base import NeoxError, assets, command, reason, say, write_whole
-from .engine.checkpoints import to_hf
+from .engine.base import NeoxError, command, reason, say, write_whole
+from .engine.checkpoints import open_checkpoint, shipped, to_hf
 from .engine.corpora import load_corpus
 from .engine.decode import generate_ids
 from .engine.device import best_precision, has_bf16
 from .engine.recipe import load_config
 from .engine.report import import_matplotlib, write_figure
+from .engine.speculative import LookupDraft, speculate
 from .engine.tokens import load_tokenizer
 from .model import GPT, ModelConfig
 from .train import score
@@ -378,83 +379,113 @@ def speeds(
             contests.append(Contest(what, shown, rival))
     return contests
 
-# %% ../nbs/09_benchmark.ipynb #3ae0fed4
-def written_by_both(
-    model: GPT, # in evaluation mode
-    theirs, # the same model, of transformers
+# %% ../nbs/09_benchmark.ipynb #a7e85a50
+def by_transformers(
+    theirs, # a model of transformers, in evaluation mode
     ids: torch.Tensor, # (B, T) prompts
     n_new: int, # tokens to write
-) -> dict: # name -> function of the round that writes, and gives the ids
-    "Two ways to write the same texts, greedily"
-    tokenizer = load_tokenizer(assets("tokenizer")/"characters")
-    def with_transformers(turn): # number of the round
-        found = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new,
-                                do_sample=False)
-        return found[:, ids.shape[1]:].tolist()
-    def with_ours(turn): # number of the round
-        steps = generate_ids(model, tokenizer, ids.tolist(), n_new, temperature=0)
-        return [list(row) for row in zip(*steps)]
-    return {"transformers": with_transformers, "shakespeare_neox": with_ours}
+    turn: int = 0, # number of the round
+    **settings, # of its `generate`
+) -> list: # (B, n_new) ids
+    "Texts that transformers writes greedily"
+    written = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new,
+                              do_sample=False, **settings)
+    return written[:, ids.shape[1]:].tolist()
 
-# %% ../nbs/09_benchmark.ipynb #80410044
+def by_us(
+    model: GPT, # in evaluation mode
+    ids: torch.Tensor, # (B, T) prompts
+    n_new: int, # tokens to write
+    turn: int = 0, # number of the round
+) -> list: # (B, n_new) ids
+    "Texts that we write greedily, token by token"
+    steps = generate_ids(model, None, ids.tolist(), n_new, temperature=0)
+    return [list(row) for row in zip(*steps)]
+
+def by_guesses(
+    model: GPT, # in evaluation mode
+    ids: torch.Tensor, # (1, T) a prompt
+    n_new: int, # tokens to write
+    turn: int = 0, # number of the round
+) -> list: # (1, n_new) ids
+    "A text that we write greedily, with guesses that are looked up"
+    passes = speculate(model, None, ids[0].tolist(), LookupDraft(), n_new, temperature=0)
+    return [sum(passes, [])]
+
+# %% ../nbs/09_benchmark.ipynb #687afa86
 def writers(
-    folder: Path, # to work in
     device: str, # where they run
 ) -> tuple: # our model, the same of transformers; in evaluation mode
     "Two models of the same weights"
     from transformers import AutoModelForCausalLM
     torch.set_float32_matmul_precision("highest")
-    config = load_config("shakespeare_cpu", seq_length=512, max_position_embeddings=512)
-    model = GPT(config.model_config(67)).to(device).eval()
-    model.save_pretrained(Path(folder)/"writer")
-    theirs = AutoModelForCausalLM.from_pretrained(Path(folder)/"writer").to(device).eval()
-    theirs.generation_config.eos_token_id = None           # neither side stops early
-    return model, theirs
+    model, _ = open_checkpoint(str(shipped()))
+    theirs = AutoModelForCausalLM.from_pretrained(shipped(), dtype=torch.float32)
+    theirs.generation_config.eos_token_id = None
+    return model.float().to(device), theirs.to(device).eval()
 
-# %% ../nbs/09_benchmark.ipynb #fad69544
+def openings(
+    rows: int, # B
+    device: str, # of the ids
+) -> torch.Tensor: # (B, 16) ids
+    "Beginnings of texts: pieces of the sample"
+    tokenizer = load_tokenizer(shipped())
+    text = load_corpus("sample").text
+    starts = range(0, len(text) - 16, len(text)//rows)
+    ids = [tokenizer.encode(text[start:start + 16]) for start in list(starts)[:rows]]
+    return torch.tensor(ids).to(device)
+
+# %% ../nbs/09_benchmark.ipynb #34fabe1f
 def check_written(
     written: dict, # system -> its texts, as ids
     device: str, # where they were written
 ):
     "Raises an error if two systems wrote different texts"
-    differ = sum(a != b for a, b in zip(*written.values(), strict=True))
+    first, *others = written.values()
+    differ = sum(any(text != row for text in texts) for row, *texts in zip(first, *others))
     if differ and device == "cpu":
-        raise NeoxError("the two wrote different texts; compare their logits first")
+        raise NeoxError("two systems wrote different texts; compare their logits first")
     if differ:                                             # kernels there round in another order
-        rows = len(next(iter(written.values())))
-        say(f"writing on {device}: {differ} of {rows} texts differ from some token on")
+        say(f"writing on {device}: {differ} of {len(first)} texts differ from some token on")
 
-# %% ../nbs/09_benchmark.ipynb #f6214024
+# %% ../nbs/09_benchmark.ipynb #1648a8f0
 def writing_contest(
     models: tuple, # ours, and the same of transformers
     rows: int, # B, prompts at once
     n_new: int, # tokens to write after each
-    rounds: int, # of both in turn
+    rounds: int, # of all in turn
     device: str, # of both
+    more: dict = None, # further systems: name -> function of prompts, new tokens and the round
 ) -> Contest:
-    "Tokens per second of two systems that must write the same texts"
-    written = {}
-    ids = torch.randint(2, 67, (rows, 8), generator=torch.Generator().manual_seed(0)).to(device)
-    def timed(name, write, turn): # a system, its function, number of the round
+    "Tokens per second of systems that must write the same texts"
+    (model, theirs), ids, written = models, openings(rows, device), {}
+    systems = {"transformers": partial(by_transformers, theirs)}
+    if rows == 1:
+        systems["transformers, prompt lookup"] = partial(by_transformers, theirs,
+                                                         prompt_lookup_num_tokens=10)
+    systems |= {"shakespeare_neox": partial(by_us, model)} | (more or {})
+    if rows == 1:
+        systems["shakespeare_neox, guesses"] = partial(by_guesses, model)
+    def timed(name, turn): # a system, number of the round
         start = time.perf_counter()
-        written[name] = write(turn)
+        written[name] = systems[name](ids, n_new, turn=turn)
         return rows*n_new/(time.perf_counter() - start)
-    both = written_by_both(*models, ids, n_new)
-    systems = {name: partial(timed, name, write) for name, write in both.items()}
-    contest = take_turns(f"writing, {rows} at once (tokens/s)", systems, rounds)
+    for write in systems.values():                         # what is made once is not timed
+        write(ids, 2)
+    measures = {name: partial(timed, name) for name in systems}
+    contest = take_turns(f"writing, {rows} at once (tokens/s)", measures, rounds)
     check_written(written, device)
     return contest
 
-# %% ../nbs/09_benchmark.ipynb #da1f74f8
+# %% ../nbs/09_benchmark.ipynb #a9d27fba
 def writing(
-    folder: Path, # to work in
-    rounds: int = 5, # of both in turn
-    n_new: int = 400, # tokens
+    rounds: int = 5, # of all in turn
+    n_new: int = 200, # tokens; with the prompt they stay within the model's window
     device: str = None, # where it runs; what is there if not given
 ) -> list: # contests
     "Tokens per second in generation, against transformers' generate"
     device = device or best_device()
-    models = writers(folder, device)
+    models = writers(device)
     return [writing_contest(models, rows, n_new, rounds, device) for rows in (1, 32)]
 
 # %% ../nbs/09_benchmark.ipynb #863ec517
@@ -639,7 +670,7 @@ def write_results(
     except OSError as e:
         say(f"{folder}: could not be written ({reason(e)}); the benchmark goes on")
 
-# %% ../nbs/09_benchmark.ipynb #4d9b1c41
+# %% ../nbs/09_benchmark.ipynb #798f6724
 def benchmark(
     nanogpt: Path = None, # a clone of nanoGPT; without it there is no race
     pairs: int = 5, # how often all take their turn
@@ -657,7 +688,7 @@ def benchmark(
     with tempfile.TemporaryDirectory() as work:
         copy = copy_nanogpt(nanogpt, Path(work)/"nanoGPT") if nanogpt else None
         training = speeds(work, copy, rounds, device=device, **short)
-        generation = writing(work, rounds, 100 if quick else 400, device)
+        generation = writing(rounds, 100 if quick else 200, device)
         result = Benchmark(machine(device), training + generation)
         write_results(result, folder)
         if copy:

@@ -147,12 +147,19 @@ def seen(self: Decoder,
 
 # %% ../../nbs/engine/decode.ipynb #5ec00027
 @patch
-def known_logits(self: Decoder) -> torch.Tensor: # (B, known), in single precision
-    "The next logits of the ids that stand for something"
-    logits = self.next_logits()[:, :self.known].float()
+def named_logits(self: Decoder,
+    logits: torch.Tensor, # (n, padded_vocab_size)
+) -> torch.Tensor: # (n, known), in single precision
+    "The logits of the ids that stand for something"
+    logits = logits[:, :self.known].float()
     if self.holes:
         logits[:, self.holes] = -torch.inf
     return logits
+
+@patch
+def known_logits(self: Decoder) -> torch.Tensor: # (B, known)
+    "The next logits of the ids that stand for something"
+    return self.named_logits(self.next_logits())
 
 @patch
 def write(self: Decoder,

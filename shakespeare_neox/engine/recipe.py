@@ -441,6 +441,7 @@ class WatchSettings:
     wandb_project: str = "neox" # the W&B project
     wandb_group: str = None # the W&B group
     wandb_run_name: str = None # the run's name at W&B, that of its folder if not given
+    tensorboard_dir: str = None # where TensorBoard's logs go, a folder for each run
 
 # %% ../../nbs/engine/recipe.ipynb #e9a00041
 @patch

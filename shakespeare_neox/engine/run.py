@@ -508,6 +508,7 @@ from .recipe import MODEL_KEYS, TRAIN_KEYS, fit_to_text
 
 # %% ../../nbs/engine/run.ipynb #e9cfa003
 from .device import make_accelerator
+from .tensorboard import check_tensorboard
 
 # %% ../../nbs/engine/run.ipynb #e9c00023
 def with_model(
@@ -660,6 +661,7 @@ def make_run(
     recipe = planned_recipe(recipe, model, data)
     config = model.config if model else recipe.model_config(vocab_size=1)
     family_for(config)                                  # a model that could not be saved
+    check_tensorboard(recipe.train)
     accelerator, precision = make_accelerator(recipe.train)
     if not force:
         check_fits(config, recipe.train, accelerator)
@@ -930,8 +932,8 @@ class LogLines(RunCallback):
 def make_callbacks(
     run: Run, # about to train
     log: Log, # gets the events
-    board: Board, # of W&B
     progress: Progress, # shows the steps
+    *boards, # of W&B and of TensorBoard
 ) -> list: # in the order in which they are called
     "All that a run does besides learning"
     average = [run.average] if run.average else []
@@ -944,7 +946,7 @@ def make_callbacks(
             Evaluation(run),
             EpochModels(run),
             SavedStates(run),       # after all that may end the run
-            board, progress]
+            *boards, progress]
 
 # %% ../../nbs/engine/run.ipynb #e9cf0003
 from .device import LONG_RUN, compile_model, uncompile
@@ -984,6 +986,7 @@ def compile_if_it_pays(
 from .device import together
 from .report import best_event, first_line, start_wandb, write_report
 from .state import claim_folder, held_folder, versions
+from .tensorboard import TensorBoard, tensorboard_writer
 from ..model import count_parameters
 
 # %% ../../nbs/engine/run.ipynb #e9c0005c
@@ -1057,10 +1060,11 @@ def fit_and_log(
     say(opening_lines(run))
     board = Board(start_wandb(run), log.events, run.folder/"best")
     log.add(event="start", step=run.step, **facts_of(run), **versions())
+    tensorboard = TensorBoard(tensorboard_writer(run))
     progress = Progress(run, log, shown if run.is_main else "lines")
     if run.is_main:
-        log.listeners = [progress.show, board.send] + [callback]*bool(callback)
-    run.trainer.callbacks = make_callbacks(run, log, board, progress)
+        log.listeners = [progress.show, board.send, tensorboard.send] + [callback]*bool(callback)
+    run.trainer.callbacks = make_callbacks(run, log, progress, board, tensorboard)
     run.trainer.fit()
     stopping = run.trainer.stopping
     if type(stopping) is int and stopping:                  # the number of a signal

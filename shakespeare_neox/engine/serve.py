@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MANY', 'RANGES', 'LONGEST_PROMPTS', 'neox_generate_main', 'check_in_range', 'check_range', 'as_texts', 'as_stops',
            'prompt_ids', 'encode_prompts', 'BoundedStream', 'stop_at', 'held_back', 'Continuation', 'end_ids',
-           'decode_stream', 'stream', 'make_decoder', 'by_length', 'drop_ended', 'complete', 'in_order',
-           'progress_line', 'with_progress', 'generate_many', 'generate', 'open_prompts', 'prompt_bytes', 'read_text',
-           'prompt_of', 'read_prompts', 'json_line', 'print_texts', 'one_checkpoint', 'repeated', 'texts_of',
-           'check_no_prompt', 'talk', 'neox_generate']
+           'decode_stream', 'ids_one_by_one', 'stream', 'make_decoder', 'by_length', 'drop_ended', 'complete',
+           'in_order', 'progress_line', 'with_progress', 'generate_many', 'generate', 'open_prompts', 'prompt_bytes',
+           'read_text', 'prompt_of', 'read_prompts', 'json_line', 'print_texts', 'one_checkpoint', 'repeated',
+           'with_speed', 'texts_of', 'watched', 'watched_pieces', 'loop_note', 'check_no_prompt', 'talk',
+           'neox_generate']
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0004
 import importlib
@@ -27,8 +28,10 @@ from fastcore.basics import patch
 
 from .base import COMMANDS, NeoxError, command, nearest, reason, say
 from .checkpoints import open_checkpoint
+from .copying import ending_loop
 from .decode import Decoder, generate_ids, known_ids
 from .encodings import likely_encoding
+from .speculative import LookupDraft, speculate
 from ..generate import TextStream
 from ..model import GPT
 from ..tokenizer import Tokenizer
@@ -292,7 +295,7 @@ def decode_stream(
     stop: list = (), # strings that end the text, not given out
     ends: set = None, # ids that end the text, the tokenizer's end of text if not given
     before: list = (), # ids of the text that they continue, which is not given out
-): # yields pieces of text
+): # yields pieces of text; returns the number of ids that it took
     "The text of ids, given out as soon as it is sure"
     ends = {tokenizer.eot_id} if ends is None else ends
     text = Continuation(tokenizer, before, as_stops(stop), ends)
@@ -301,10 +304,28 @@ def decode_stream(
         if piece:
             yield piece
         if text.ended:
-            return
+            return text.n_ids
     piece = text.finish()
     if piece:
         yield piece
+    return text.n_ids
+
+# %% ../../nbs/engine/serve.ipynb #7b245abd
+def ids_one_by_one(
+    model: GPT, # in evaluation mode
+    tokenizer: Tokenizer, # of the model
+    prompt: list, # ids, at least one
+    temperature: float = 1.0, # 0 always takes the most likely id
+    **settings, # max_new_tokens, top_k, top_p, min_p, repetition_penalty, seed
+): # yields ids
+    "The ids that continue a prompt; where no chance is involved, guessed and checked"
+    if temperature > 0:
+        for new, in generate_ids(model, tokenizer, [prompt], temperature=temperature, **settings):
+            yield new
+        return
+    draft = LookupDraft()
+    for several in speculate(model, tokenizer, prompt, draft, temperature=0, **settings):
+        yield from several
 
 # %% ../../nbs/engine/serve.ipynb #5e2e001c
 def stream(
@@ -313,12 +334,12 @@ def stream(
     prompt: str, # what to continue
     stop: list = (), # strings that end the text, not given out
     **settings, # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
-): # yields pieces of text
+): # yields pieces of text; returns the number of ids that it took
     "Continues a prompt, piece by piece"
     check_range(**settings)
     ids, = encode_prompts(model, tokenizer, [prompt])
-    new_ids = (new for new, in generate_ids(model, tokenizer, [ids], **settings))
-    yield from decode_stream(tokenizer, new_ids, stop, end_ids(model, tokenizer), ids)
+    new_ids = ids_one_by_one(model, tokenizer, ids, **settings)
+    return (yield from decode_stream(tokenizer, new_ids, stop, end_ids(model, tokenizer), ids))
 
 # %% ../../nbs/engine/serve.ipynb #5e2e001f
 def make_decoder(
@@ -427,14 +448,14 @@ def generate_many(
     prompts: list, # texts to continue
     stop: list = (), # strings that end a text, not given out
     batch_size: int = 32, # prompts that are written at once
-    progress: bool = False, # whether to tell, after each `batch_size` texts, how far it is
+    progress: bool = False, # whether to tell, after each batch and at the end, how far it is
     **settings, # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
 ): # yields the texts in the order of the prompts, each as soon as it and all before it are done
     "Continues many prompts; the text of prompt n is the same whatever its batch"
     check_range(batch_size=batch_size, **settings)
     rows, stop = encode_prompts(model, tokenizer, prompts), as_stops(stop)
     done = complete(model, tokenizer, rows, stop, batch_size, **settings)
-    if progress and len(rows) > batch_size:
+    if progress:
         done = with_progress(done, len(rows), batch_size)
     yield from in_order((number, text.text) for number, text in done)
 
@@ -587,6 +608,15 @@ def repeated(
     check_in_range("n", n, dict(n=(Integral, 1, MANY)))
     return [prompt for prompt in prompts for _ in range(n)]
 
+# %% ../../nbs/engine/serve.ipynb #d0b3a45a
+def with_speed(
+    pieces, # of a text; a generator that returns the number of its ids
+): # yields the same pieces
+    "Passes pieces of a text on, and tells at its end how fast they came"
+    start = time.perf_counter()
+    n_tokens = yield from pieces
+    say(f"{n_tokens:,} tokens, {n_tokens/(time.perf_counter() - start):,.0f} tokens/s")
+
 # %% ../../nbs/engine/serve.ipynb #5e2e0095
 def texts_of(
     model: GPT, # in evaluation mode
@@ -598,11 +628,43 @@ def texts_of(
 ): # yields pieces of text for each prompt
     "A single text as it is drawn; several as they are done"
     if len(prompts) == 1:
-        yield stream(model, tokenizer, prompts[0], stop, **settings)
+        yield with_speed(stream(model, tokenizer, prompts[0], stop, **settings))
         return
     many = generate_many(model, tokenizer, prompts, stop, batch_size, progress=True, **settings)
     for text in many:
         yield [text]
+
+# %% ../../nbs/engine/serve.ipynb #158b1ec2
+def watched(
+    texts, # for each its pieces
+    loops: list, # gets for each the passage that it repeats up to its end, "" if there is none
+): # yields the same pieces for each text
+    "Passes texts on, and looks whether they end in a loop"
+    for pieces in texts:
+        yield watched_pieces(pieces, loops)
+
+def watched_pieces(
+    pieces, # of a text
+    loops: list, # as of `watched`
+): # yields the same pieces
+    "Passes a text on, and looks whether it ends in a loop"
+    text = ""
+    for piece in pieces:
+        text += piece
+        yield piece
+    loops.append(ending_loop(text))
+
+def loop_note(
+    loops: list, # as of `watched`
+) -> str: # one line, "" if no text ends in a loop
+    "What to say about texts that end in a loop"
+    found = [loop for loop in loops if loop]
+    if not found:
+        return ""
+    which = "the text ends" if len(loops) == 1 else f"{len(found):,} of {len(loops):,} texts end"
+    shown = found[0] if len(found[0]) <= 40 else found[0][:37] + "..."
+    return (f"{which} in a loop ({shown!r}); a higher --temperature or --repetition_penalty "
+            "breaks it")
 
 # %% ../../nbs/engine/serve.ipynb #5e2ec002
 def check_no_prompt(
@@ -657,7 +719,10 @@ def neox_generate(
     if chat:
         return talk(checkpoint_path=path, **settings)
     model, tokenizer = open_checkpoint(path, tell=True)
-    print_texts(prompts, texts_of(model, tokenizer, prompts, stop, batch_size, settings), jsonl)
+    texts, loops = texts_of(model, tokenizer, prompts, stop, batch_size, settings), []
+    print_texts(prompts, watched(texts, loops), jsonl)
+    if loop_note(loops):
+        say(loop_note(loops))
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0038
 neox_generate_main = command(neox_generate)

@@ -266,7 +266,8 @@ def check_reads(
 
 # %% ../../nbs/engine/state.ipynb #d5e6f7a8
 # may differ when a run goes on
-FREE = ("save", "load", "use_wandb", "wandb_project", "wandb_group", "wandb_run_name")
+FREE = ("save", "load", "use_wandb", "wandb_project", "wandb_group", "wandb_run_name",
+        "tensorboard_dir")
 # left to `check_reads`
 PASSES = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 # do not change the weights

@@ -243,7 +243,10 @@ function drawTable() {
   $("caption").textContent = isNext ? "The next character" : `Character ${place + 1}, as foretold`;
   const body = $("rows");
   while (body.rows.length < ROWS) body.append(newRow());
-  order.slice(0, ROWS).forEach((id, row) => fillRow(body.rows[row], id, model[id], from[id]));
+  const scale = Math.max(...model, ...from);
+  order.slice(0, ROWS).forEach((id, row) => {
+    fillRow(body.rows[row], id, model[id], from[id], scale);
+  });
 }
 
 function newRow() {
@@ -254,15 +257,15 @@ function newRow() {
   return row;
 }
 
-function fillRow(row, id, before, after) {
+function fillRow(row, id, before, after, scale) {
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
   row.cells[0].textContent = shownToken(id);
   row.cells[1].textContent = percent(before);
   row.cells[2].textContent = after > 0 ? percent(after) : "cut off";
   row.className = after > 0 ? "" : "pg-off";
   const [outer, inner] = row.querySelectorAll(".pg-bar");
-  outer.style.width = `${100 * before}%`;
-  inner.style.width = `${100 * after}%`;
+  outer.style.width = `${(100 * before) / scale}%`;
+  inner.style.width = `${(100 * after) / scale}%`;
 }
 
 function describePlace() {

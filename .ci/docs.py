@@ -49,7 +49,7 @@ SIDEBAR = {
     "engine/optimizers engine/recipe engine/report engine/device engine/state engine/run "
     "engine/tune engine/show",
     "Engine: writing and answering": "engine/decode engine/serve engine/batching "
-    "engine/export engine/instructions engine/tuning engine/lora engine/chat",
+    "engine/gguf engine/export engine/instructions engine/tuning engine/lora engine/chat",
     "Engine: measuring": "engine/metrics engine/baselines engine/answers engine/preferences "
     "engine/evaluation engine/tasks engine/harness engine/copying engine/archive",
     "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent / "playground"
@@ -82,6 +83,9 @@ def add(out: Path):
     try:
         if reason := os.environ.get("NO_NPM"):
             raise Missing(reason)
+        lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if find_spec(p) is None]
+        if lacking:
+            raise Missing(f"{lacking[0]} was not installed where it was made")
         add_runtime(out)
         add_model(out)
     except Missing as e:

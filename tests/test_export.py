@@ -146,22 +146,23 @@ def test_a_wrong_graph_is_not_written(characters, tmp_path, monkeypatch):
 
 def test_command(trained, here, capsys):
     out, err = succeeds(
-        neox_export_main, ["--checkpoint", trained, "--page", "--weights", "fp16"], capsys
+        neox_export_main, [trained, "--page", "--weights", "fp16"], capsys
     )
     assert out == "export\n" and "equal greedy text" in err
     facts = json.loads(Path("export/export.json").read_text(encoding="utf-8"))
     assert set(facts["files"]) >= {"model.onnx", "tokenizer.json"}
     assert len(facts["tokens"]) == facts["n_known"] and len(facts["source_sha256"]) == 64
     before = tree(here / "export")
-    refuses(neox_export_main, ["--checkpoint", trained], capsys, "export", steps=True)
+    refuses(neox_export_main, [trained], capsys, "export", steps=True)
     assert tree(here / "export") == before
-    succeeds(neox_export_main, ["--checkpoint", trained, "--replace"], capsys)
+    succeeds(neox_export_main, [trained, "--replace"], capsys)
     assert json.loads(Path("export/export.json").read_text())["weights"] == "fp32"
 
 
 def test_bad_input(trained, here, capsys):
-    refuses(neox_export_main, ["--checkpoint", trained, "--weights", "int4"], capsys, "int4")
-    refuses(neox_export_main, ["--checkpoint", "runs/none"], capsys, "runs/none")
+    refuses(neox_export_main, [trained, "--weights", "int4"], capsys, "int4")
+    refuses(neox_export_main, ["runs/none"], capsys, "runs/none")
+    refuses(neox_export_main, [trained, "shakespeare"], capsys, "give one checkpoint")
     assert not Path("export").exists()
 
 

@@ -7,8 +7,7 @@ __all__ = ['OPSET', 'INPUTS', 'OUTPUTS', 'WORD', 'LOGIT_TOLERANCE', 'EXPORT_MANI
            'neox_export_main', 'PastCache', 'WeightRecorder', 'GraphModel', 'without_notes', 'without_origins',
            'make_graph', 'rounded_to_half', 'fits_half', 'store_half', 'OnnxModel', 'mulberry32', 'pick', 'our_logits',
            'logit_difference', 'read_in_steps', 'check_logits', 'check_greedy', 'ExportManifest', 'export_versions',
-           'holes', 'describe_export', 'check_page', 'page_tokens', 'export_graph', 'export_onnx', 'open_export',
-           'neox_export']
+           'describe_export', 'check_page', 'page_tokens', 'export_graph', 'export_onnx', 'open_export', 'neox_export']
 
 # %% ../../nbs/engine/export.ipynb #4871db91
 import copy
@@ -26,13 +25,14 @@ from annotated_types import Gt
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../../nbs/engine/export.ipynb #0faf143a
+# %% ../../nbs/engine/export.ipynb #0e37c983
 # isort: off
 import shakespeare_neox as library
 from .base import NeoxError, command, contents, import_extra, new_folder
 from .base import read_json, say, shown
 from .checkpoints import find_checkpoint, open_checkpoint, sha256
 from .decode import known_ids
+from .gguf import GGUF_FILE, export_gguf, holes
 from .serve import end_ids
 from .state import versions
 from .tokens import load_tokenizer
@@ -401,19 +401,12 @@ class ExportManifest:
     difference: float = 0.0 # measured: largest difference of a logit, as a share of the largest
     files: dict[str, str] = field(default_factory=dict) # name -> SHA-256
 
-# %% ../../nbs/engine/export.ipynb #dc4a224a
+# %% ../../nbs/engine/export.ipynb #5b0105d5
 def export_versions() -> dict: # name -> version
     "What a graph was made with"
     from importlib.metadata import version as installed
     packages = {name: installed(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     return versions() | dict(shakespeare_neox=library.__version__) | packages
-
-def holes(
-    tokenizer: Tokenizer, # of a model
-) -> list: # ids below its size that stand for nothing
-    "The ids that a tokenizer leaves out"
-    named = set(tokenizer.backend.get_vocab(with_added_tokens=True).values())
-    return [i for i in range(tokenizer.vocab_size) if i not in named]
 
 # %% ../../nbs/engine/export.ipynb #55652fa2
 def describe_export(
@@ -517,18 +510,28 @@ def open_export(
                             "export the model again")
     return OnnxModel((folder/GRAPH).read_bytes(), manifest), load_tokenizer(folder)
 
-# %% ../../nbs/engine/export.ipynb #74420016
+# %% ../../nbs/engine/export.ipynb #a4aa835c
 def neox_export(
-    checkpoint: str = "", # model folder, run or name (default: the newest run, else the bundled)
+    *checkpoint, # model folder, run or name (default: the newest run, else the bundled model)
     out: str = "export", # the folder to make
     weights: str = "fp32", # how matrices are stored: fp32, or fp16 for half the size
     page: bool = False, # for a page: refuse what is too large for one, list the characters
+    gguf: bool = False, # write GGUF for llama.cpp and Ollama, and not ONNX
     replace: bool = False, # whether an older export in that folder goes
 ):
-    "Writes a model as an ONNX file that onnxruntime and browsers run, checked against the model."
-    manifest = export_onnx(checkpoint, Path(out), weights, page, replace)
-    say(f"{manifest.parameters:,} parameters, {(Path(out)/GRAPH).stat().st_size:,} bytes; logits "
-        f"as the model's up to {manifest.difference:.0e} of the largest, equal greedy text")
+    "Writes a model for other programs: ONNX, checked against the model, or GGUF for llama.cpp."
+    if len(checkpoint) > 1:
+        raise NeoxError(f"give one checkpoint, not {' and '.join(map(repr, checkpoint))}")
+    if page and gguf:
+        raise NeoxError("--page and --gguf: give one of them; a page runs ONNX")
+    path, out = "".join(checkpoint), Path(out)
+    if gguf:
+        program = export_gguf(path, out, weights, replace)
+        say(f"{(out/GGUF_FILE).stat().st_size:,} bytes, as llama.cpp's architecture {program}")
+    else:
+        made = export_onnx(path, out, weights, page, replace)
+        say(f"{made.parameters:,} parameters, {(out/GRAPH).stat().st_size:,} bytes; logits as the "
+            f"model's up to {made.difference:.0e} of the largest, equal greedy text")
     print(out)
 
 neox_export_main = command(neox_export)

@@ -91,36 +91,38 @@ def test_three_families(style, characters, tmp_path):
             export.check_logits(exported, model, shift)
 
 
-def test_half_precision_is_exact_for_rounded_weights(characters, tmp_path):
-    folder = saved(tmp_path / "model", characters, STYLES["gpt_neox"])
-    for weights in ("fp32", "fp16"):
-        export.export_onnx(str(folder), tmp_path / weights, weights=weights)
-    whole, half = ((tmp_path / w / export.GRAPH).stat().st_size for w in ("fp32", "fp16"))
-    assert half < whole
-    model, _ = open_checkpoint(str(folder))
-    exported, _ = export.open_export(tmp_path / "fp16")
-    export.check_logits(exported, export.rounded_to_half(model))
+@pytest.fixture(scope="module")
+def made(characters, tmp_path_factory):
+    "A model folder, and its export in half precision; copy it before changing it"
+    folder = tmp_path_factory.mktemp("made")
+    saved(folder / "model", characters, STYLES["gpt2"])
+    export.export_onnx(str(folder / "model"), folder / "out", weights="fp16")
+    return folder
+
+
+def test_half_precision_is_exact_for_rounded_weights(made):
+    "The rounding itself is seen"
+    model, _ = open_checkpoint(str(made / "model"))
+    exported, _ = export.open_export(made / "out")
+    assert export.check_logits(exported, export.rounded_to_half(model)) < export.LOGIT_TOLERANCE
     with pytest.raises(NeoxError, match="other logits"):
-        export.check_logits(exported, model)  # the rounding itself is seen
+        export.check_logits(exported, model)
+    weights = (made / "model" / "model.safetensors").stat().st_size
+    assert (made / "out" / export.GRAPH).stat().st_size < weights
 
 
-def test_attention_that_is_given_out(characters):
+def test_attention_that_is_given_out(made):
     "Rows sum to 1, and nobody sees what comes later"
-    model = random_model(characters, STYLES["gpt_neox"])
-    graph = export.make_graph(model, characters.vocab_size)
-    session = export.import_extra("onnxruntime", "export").InferenceSession(
-        graph.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    exported, _ = export.open_export(made / "out")
     past = np.zeros((0, 2, 4, 8), np.float32)
     given = (np.arange(7), np.arange(7), past, past)
-    (weights,) = session.run(["attention"], dict(zip(export.INPUTS, given)))
+    (weights,) = exported.session.run(["attention"], dict(zip(export.INPUTS, given)))
     assert weights.shape == (2, 4, 7, 7)
     assert np.allclose(weights.sum(-1), 1, atol=1e-5) and (np.triu(weights, 1) == 0).all()
 
 
-def test_a_graph_names_no_folder_of_this_machine(characters):
-    model = random_model(characters, STYLES["llama"])
-    text = export.make_graph(model, characters.vocab_size).SerializeToString()
+def test_a_graph_names_no_folder_of_this_machine(made):
+    text = (made / "out" / export.GRAPH).read_bytes()
     assert b".py" not in text and str(ROOT).encode() not in text
 
 
@@ -145,9 +147,7 @@ def test_a_wrong_graph_is_not_written(characters, tmp_path, monkeypatch):
 
 
 def test_command(trained, here, capsys):
-    out, err = succeeds(
-        neox_export_main, [trained, "--page", "--weights", "fp16"], capsys
-    )
+    out, err = succeeds(neox_export_main, [trained, "--page", "--weights", "fp16"], capsys)
     assert out == "export\n" and "equal greedy text" in err
     facts = json.loads(Path("export/export.json").read_text(encoding="utf-8"))
     assert set(facts["files"]) >= {"model.onnx", "tokenizer.json"}
@@ -186,9 +186,8 @@ def test_weights_too_large_for_half_precision(tmp_path, characters):
 
 @pytest.mark.parametrize("name", ["model.onnx", "export.json", "tokenizer.json"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
-def test_damaged_folders_do_not_open(tmp_path, characters, name, how):
-    folder = saved(tmp_path / "model", characters, STYLES["gpt2"])
-    export.export_onnx(str(folder), tmp_path / "out")
+def test_damaged_folders_do_not_open(made, tmp_path, name, how):
+    shutil.copytree(made / "out", tmp_path / "out")
     file = tmp_path / "out" / name
     if how == "gone":
         file.unlink()

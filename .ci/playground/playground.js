@@ -8,6 +8,7 @@ const HERE = new URL(".", import.meta.url);
 const ROWS = 10; // characters in the table
 const MAP = 48; // positions that a small map shows
 const FRAME = 12; // milliseconds of work between two pictures
+const SLOW = 300; // milliseconds between two pictures of all heads, while it writes
 const root = document.getElementById("playground");
 const $ = (name) => document.getElementById(`pg-${name}`);
 const SHOWN = { " ": "␣ space", "\n": "↵ new line" };
@@ -131,12 +132,17 @@ async function write(count = $("count").valueAsNumber || 1) {
   setRunning(true);
   const begun = performance.now();
   let shown = begun;
+  let mapped = begun;
   let n = 0;
   while (running && n < count && (await step())) {
     n += 1;
     if (performance.now() - shown > FRAME) {
       follow();
       tellSpeed(n, begun);
+      if (performance.now() - mapped > SLOW) {
+        drawHeads();
+        mapped = performance.now();
+      }
       await nextFrame();
       shown = performance.now();
     }

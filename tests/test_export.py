@@ -393,23 +393,33 @@ def test_the_text_of_the_browser_is_pythons(demo, browser):
     assert [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")] == []
 
 
-def test_it_starts_by_itself_and_stops_when_told(demo, browser):
-    opened(browser, demo[0], "writing", calm=False)
-    click(browser, "stop")
-    assert ended(browser) == "stopped"
-    stopped = text_of(browser)
-    assert 6 < len(stopped) < 306
-    assert not until(
-        browser, f"return document.getElementById('pg-text').textContent.length > {len(stopped)}", 1
-    )
-    put(browser, count=5)
-    click(browser, "write")
-    ended(browser)
-    assert text_of(browser).startswith(stopped) and len(text_of(browser)) == len(stopped) + 5
+def test_it_starts_by_itself(demo, browser):
+    "But not for a reader who asked for less motion"
+    opened(browser, demo[0], "written", calm=False)
+    assert len(text_of(browser)) == 6 + 300
     seen = browser.execute_script(
         "const data = document.getElementById('playground').dataset; return [data.first, data.rate]"
     )
     print("first words after", seen[0], "ms;", seen[1], "characters a second")
+    opened(browser, demo[0])
+    assert text_of(browser) == "KING:\n"
+
+
+def test_it_stops_when_told_and_goes_on(demo, browser):
+    opened(browser, demo[0])
+    put(browser, count=2000)
+    click(browser, "write")
+    length = "return document.getElementById('pg-text').textContent.length > "
+    assert until(browser, f"{length} 12")
+    click(browser, "stop")
+    assert ended(browser) == "stopped"
+    stopped = text_of(browser)
+    assert 12 < len(stopped) < 2006
+    assert not until(browser, f"{length} {len(stopped)}", 1)
+    put(browser, count=5)
+    click(browser, "write")
+    ended(browser)
+    assert text_of(browser).startswith(stopped) and len(text_of(browser)) == len(stopped) + 5
 
 
 def test_looking_inside(demo, browser):

@@ -1,5 +1,5 @@
 """Builds the documentation site from nbs/ into _docs/: python .ci/docs.py   (nbdev's processors,
-then Sphinx; no Quarto, no network)"""
+then Sphinx; no Quarto; no network but npm's, for the playground)"""
 
 import ast
 import base64

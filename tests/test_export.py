@@ -167,7 +167,7 @@ def test_bad_input(trained, here, capsys):
 
 
 def test_what_a_page_cannot_take(tmp_path, characters):
-    pairs = train_tokenizer([TEXT * 3], "bpe", 300)
+    pairs = train_tokenizer([TEXT * 3], "bpe", 290)
     folder = saved(tmp_path / "pairs", pairs, STYLES["gpt2"])
     with pytest.raises(NeoxError, match="longer tokens"):
         export.export_onnx(str(folder), tmp_path / "out", page=True)

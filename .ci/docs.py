@@ -1,5 +1,5 @@
 """Builds the documentation site from nbs/ into _docs/: python .ci/docs.py   (nbdev's processors,
-then Sphinx; no Quarto, no network)"""
+then Sphinx; no Quarto; no network but npm's, for the playground)"""
 
 import ast
 import base64
@@ -27,6 +27,7 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import article
+import playground
 from figures import figure_alt
 from glossary import KEPT, Linker, pattern, read_terms
 
@@ -39,7 +40,8 @@ GITHUB, HOME, BRANCH = (
 )
 COLAB = GITHUB.replace("https://github.com", "https://colab.research.google.com/github")
 SIDEBAR = {
-    "Getting started": "index tutorials/shakespeare_training_notebook how_do_i",
+    "Getting started": "index tutorials/shakespeare_training_notebook how_do_i "
+    "playground",
     "Lessons": "0[0-6]_*",
     "Engine: from files to tokens": "engine/base engine/encodings engine/text engine/records "
     "engine/documents engine/downloads engine/folders engine/corpora engine/vocab engine/tokens",
@@ -47,7 +49,8 @@ SIDEBAR = {
     "engine/optimizers engine/recipe engine/report engine/tensorboard engine/device engine/state "
     "engine/run engine/tune engine/show",
     "Engine: writing and answering": "engine/decode engine/speculative engine/serve "
-    "engine/batching engine/instructions engine/tuning engine/lora engine/chat",
+    "engine/batching engine/gguf engine/export engine/instructions engine/tuning engine/lora "
+    "engine/chat",
     "Engine: measuring": "engine/metrics engine/baselines engine/answers engine/preferences "
     "engine/evaluation engine/tasks engine/harness engine/copying engine/archive",
     "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "
@@ -465,7 +468,8 @@ def convert(name: str, anchors: dict, symbols: dict, terms: list = (), noted: se
                     waiting = [t for t in waiting if t not in here]
                     words = [form for t in here for form in t.forms if form not in noted]
                     text = prose(name, linker.linked(source), anchors, symbols)
-                    cells.append(nbformat.v4.new_markdown_cell(entries(text, words)))
+                    text = playground.with_demo(entries(text, words))
+                    cells.append(nbformat.v4.new_markdown_cell(text))
                 continue
             if shown := SHOWN.search(source):
                 blocks = [api(module, one) for one in shown_names(shown[1])]
@@ -934,9 +938,11 @@ def build(source: Path, out: Path, leads: dict):
 
 
 def add_downloads(out: Path):
-    "The deck of slides, and the article as one file; Sphinx builds once in a process"
+    """The deck of slides, the article as one file, and what the playground loads; Sphinx builds
+    once in a process"""
     subprocess.run([sys.executable, ROOT / ".ci/slides.py", out / "talk"], check=True)
     article.main(out / "article")
+    playground.add(out / "_static/playground")
 
 
 if __name__ == "__main__":

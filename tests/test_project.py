@@ -644,7 +644,7 @@ def test_what_is_imported_is_declared():
     "Nothing is there only because another package brings it"
     from packaging.utils import canonicalize_name as name
 
-    extras = ("requirements", "harness_requirements", "app_requirements")
+    extras = ("requirements", "harness_requirements", "app_requirements", "export_requirements")
     wanted = " ".join(ini()[extra] for extra in extras).split()
     declared = {name(re.match(r"[\w.-]+", r)[0]) for r in wanted}
     declared |= {"tqdm"}  # what lm-eval draws its bars with, and is told not to

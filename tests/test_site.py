@@ -330,6 +330,7 @@ def test_the_sidebar_tells_the_journey(site, docs):
         "tutorials/shakespeare_training_notebook.html",
         "how_do_i.html",
     ]
+    assert pages_shown[3] == "playground.html"
     titles = dict(links)
     assert titles["model.html"] == "02 Model" and titles["evaluate.html"] == "05 Evaluate"
     for here, there in zip(pages_shown, pages_shown[1:]):
@@ -594,6 +595,7 @@ QUERIES = {
     "BPE": "how_do_i",
     "transformers": "how_do_i",
     "sweep": "how_do_i",
+    "ONNX": "how_do_i",
     "NEOX_DATA": "how_do_i",
     "rotary positions": "model",
     "attention": "model",
@@ -670,7 +672,13 @@ def test_nothing_is_cut_off(site, browser, width):
 def test_axe_finds_no_serious_fault(site, browser, axe, theme, part):
     faults = []
     for page in (
-        ["index.html", "tutorials/datasets.html", "reference/commands.html", "engine/base.html"]
+        [
+            "index.html",
+            "tutorials/datasets.html",
+            "reference/commands.html",
+            "engine/base.html",
+            "playground.html",
+        ]
         if part == "some"
         else pages(site[0])
     ):

@@ -1310,7 +1310,7 @@ COMMANDS = dict(                                 # command -> its module in this
     neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
     neox_archive="engine.archive", neox_verify="engine.archive",
     neox_finetune="finetune", neox_chat="engine.chat", neox_evaluate="evaluate",
-    neox_benchmark="benchmark", neox_app="app")
+    neox_benchmark="benchmark", neox_app="app", neox_export="engine.export")
 
 # %% ../../nbs/engine/base.ipynb #d0010011
 def command_source(

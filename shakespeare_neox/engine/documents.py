@@ -41,12 +41,12 @@ def separated(
     if document.strip():
         yield document.strip("\n")
 
-# %% ../../nbs/engine/documents.ipynb #ee629ccc
+# %% ../../nbs/engine/documents.ipynb #2b2860d3
 ONCE = re.compile(r"Once(?: upon a time|,? there (?:was|were|lived)\b)")
 TIME = r"(?:\w+[ ]){0,2}?(?:day|morning|afternoon|evening|night)\b"
-NO_NAME = r"""(?!(?:The|This|That|These|He|She|It|They|We|You|I|His|Her|Their|My|Then|But|So|And
-    |When|After|As|At|In|On|From|Now|Today|Soon|Later|Suddenly|Finally|Eventually|Yesterday
-    |Everyone|Still|Mum|Mom|Dad|Mommy|Mummy|Daddy|What|If|Days|Every)\b)"""
+NO_NAME = r"""(?!(?:The|There|This|That|These|He|She|It|They|We|You|I|His|Her|Their|My|One|Once
+    |Then|But|So|And|When|After|As|At|In|On|From|Now|Today|Soon|Later|Suddenly|Finally|Eventually
+    |Yesterday|Everyone|Still|Mum|Mom|Dad|Mommy|Mummy|Daddy|What|If|Days|Every)\b)"""
 DID = r"""[ ](?:was|were|is|are|had|have|liked?|loved?|lived?|wanted|want|went|go|played|play
     |walked)\b"""
 NAMED = r"(?:Little[ ])?[A-Z][a-z]+(?:(?:,?[ ]and|,)[ ](?:(?:her|his)[ ])?\w+)*"

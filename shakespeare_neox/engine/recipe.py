@@ -503,7 +503,7 @@ def check_files(self: FileSettings):
         raise NeoxError(f"load ({self.load}) and save ({self.save}) name different "
                         "folders; a run has one")
 
-# %% ../../nbs/engine/recipe.ipynb #a10c5802
+# %% ../../nbs/engine/recipe.ipynb #bc991ac6
 @dataclass
 class OwnSettings:
     "Settings that gpt-neox does not know"
@@ -515,17 +515,21 @@ class OwnSettings:
     deterministic: bool = True # the same bits in every run, on CPU
     checkpoint_epochs: bool = False # keep the model at the end of each epoch
     bpe_vocab_size: int = None # tokens of byte pairs to learn from the text, without vocab_file
+    unigram_vocab_size: int = None # tokens of unigram pieces to learn from the text, instead
     sample_prompt: str = "\n" # how the sample text of each evaluation begins
     sample_tokens: int = 120 # tokens of that sample
 
-# %% ../../nbs/engine/recipe.ipynb #e9a0004c
+# %% ../../nbs/engine/recipe.ipynb #7e396c82
 MOST_SAMPLED = 100_000                                  # tokens
 
 @patch
 def check_own(self: OwnSettings):
     "Raises an error for one of this library's own settings that is out of range"
-    check_counts(self, ("average_steps", "patience", "bpe_vocab_size"))
+    check_counts(self, ("average_steps", "patience", "bpe_vocab_size", "unigram_vocab_size"))
     check_shares(self, ("stable",))
+    if self.bpe_vocab_size and self.unigram_vocab_size:
+        raise NeoxError("bpe_vocab_size and unigram_vocab_size are both given; keep one, and leave "
+                        "the other empty, such as unigram_vocab_size=")
     if not 0 <= self.sample_tokens <= MOST_SAMPLED:
         raise NeoxError(f"sample_tokens: {self.sample_tokens} is out of range; give 0 to "
                         f"{MOST_SAMPLED:,}")

@@ -111,6 +111,11 @@ def succeeds(main, argv, capsys):
     return capsys.readouterr()
 
 
+def before_speed(err):
+    "What neox_generate said before the line with its speed, which is the last"
+    return re.fullmatch(r"(?s)(.*\n)[\d,]+ tokens, [\d,]+ tokens/s\n", err)[1]
+
+
 def refuses(main, argv, capsys, *parts, steps=False):
     """Asserts that a command ends with code 2 and one line that holds `parts`; `steps`: a run's own
     lines may come before it"""

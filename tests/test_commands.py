@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, refuses, succeeds, tree
+from conftest import TINY, before_speed, refuses, succeeds, tree
 
 import shakespeare_neox
 from shakespeare_neox.engine import base
@@ -114,7 +114,7 @@ def test_from_text_to_verse():
     assert re.fullmatch(
         rf"{re.escape(str(Path('runs/quickstart/best')))} writes "
         r"\(step \d+, validation loss \d\.\d+\), the newest run\n",
-        err,
+        before_speed(err),
     )
 
 
@@ -385,6 +385,21 @@ def test_several_samples(trained, capsys):
     assert both[2] == write("--prompt", "MARIAN:", "--seed", "2")[0] != other
     words = [trained, "--prompt", "O", "--n", "0"]
     assert "give 1 or more" in refuses(neox_generate_main, words, capsys, "n: 0 is out of range")
+
+
+def test_speed_and_loops_are_told(capsys):
+    "On standard error, unless it is to be quiet; a text that runs in no loop is not blamed"
+    words = ["shakespeare", "--prompt", "MARIAN:\\nThe ink", "--max_new_tokens", "400"]
+    greedy = succeeds(neox_generate_main, [*words, "--temperature", "0"], capsys)
+    *told, note = greedy.err.splitlines(keepends=True)
+    assert before_speed("".join(told)) == "shakespeare writes\n"
+    assert note.startswith("the text ends in a loop (") and "--temperature" in note
+    assert greedy.out.count("And therefore should be so the sea of the sea") > 3
+    drawn = succeeds(neox_generate_main, [*words, "--seed", "1"], capsys)
+    assert "400 tokens, " in drawn.err and "loop" not in drawn.err
+    several = succeeds(neox_generate_main, [*words, "--temperature", "0", "--n", "2"], capsys).err
+    assert "2/2 prompts" in several and "2 of 2 texts end in a loop (" in several
+    assert succeeds(neox_generate_main, [*words, "--quiet"], capsys).err == ""
 
 
 def test_python_writes_what_the_command_writes(trained, capsys):

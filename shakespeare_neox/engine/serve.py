@@ -615,7 +615,8 @@ def with_speed(
     "Passes pieces of a text on, and tells at its end how fast they came"
     start = time.perf_counter()
     n_tokens = yield from pieces
-    say(f"{n_tokens:,} tokens, {n_tokens/(time.perf_counter() - start):,.0f} tokens/s")
+    if n_tokens:
+        say(f"{n_tokens:,} tokens, {n_tokens/(time.perf_counter() - start):,.0f} tokens/s")
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0095
 def texts_of(

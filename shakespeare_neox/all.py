@@ -15,7 +15,9 @@ from .engine.downloads import *
 from .engine.encodings import *
 from .engine.evaluation import *
 from .engine.exercises import *
+from .engine.export import *
 from .engine.folders import *
+from .engine.gguf import *
 from .engine.harness import *
 from .engine.instructions import *
 from .engine.isolation import *

@@ -24,7 +24,7 @@ PROGRAMS = {
     "gptneox": dict(pos_emb="rotary", rotary_pct=0.5, bias_gelu_fusion=True),
     "gptneox parallel": dict(pos_emb="rotary", gpt_j_residual=True, bias_gelu_fusion=True),
     "gpt2": dict(pos_emb="learned", bias_gelu_fusion=True, no_weight_tying=False),
-    "nemotron": dict(pos_emb="rotary", activation="relu2", num_kv_heads=2),
+    "nemotron": dict(pos_emb="rotary", activation="relu2"),
     "llama": dict(
         pos_emb="rotary",
         norm="rmsnorm",
@@ -46,12 +46,14 @@ def tokenizers():
 
 
 def saved(folder, tokenizer, style):
-    "A model with weights large enough that each part matters"
+    "A model whose greedy text depends on each part: large matrices, small biases, norms around 1"
     torch.manual_seed(0)
     model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **SIZES, **style)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.2 if parameter.ndim > 1 else 0.1)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1)
     model.save_pretrained(folder, tokenizer)
     return folder
 
@@ -176,7 +178,8 @@ def test_llama_cpp_writes_the_same(style, kind, tokenizers, llama, tmp_path):
     ids, written = llama(tmp_path / "out" / "model.gguf", prompt, 24)
     assert ids == tokenizer.encode(prompt)
     out = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0]
-    assert written == out[len(ids) : len(ids) + len(written)].tolist() and len(written) > 3
+    assert written == out[len(ids) : len(ids) + len(written)].tolist()
+    assert len(set(written)) > 2  # until the end of the text, if it writes that
 
 
 @pytest.mark.slow

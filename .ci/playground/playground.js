@@ -7,7 +7,7 @@ import { Writer, encode } from "./writer.js";
 const HERE = new URL(".", import.meta.url);
 const ROWS = 10; // characters in the table
 const MAP = 48; // positions that a small map shows
-const FRAME = 12; // milliseconds of work between two pictures
+const FRAME = 24; // milliseconds between two pictures, while it writes
 const SLOW = 300; // milliseconds between two pictures of all heads, while it writes
 const root = document.getElementById("playground");
 const $ = (name) => document.getElementById(`pg-${name}`);
@@ -223,10 +223,12 @@ function drawText() {
     text.children[i].style.setProperty("--share", Math.min(share, 1).toFixed(2));
   }
   painted = ids.length;
-  text.querySelector(".pg-chosen")?.classList.remove("pg-chosen");
-  text.children[place]?.classList.add("pg-chosen");
+  chosen?.classList.remove("pg-chosen");
+  chosen = text.children[place];
+  chosen?.classList.add("pg-chosen");
 }
 let painted = 0; // characters whose surprise has its colour
+let chosen; // the span of the character that is looked at
 
 // The attention of the chosen head, when it foretold the chosen character, as shares of the largest
 function attentionShares() {

@@ -16,6 +16,7 @@ from .engine.encodings import *
 from .engine.evaluation import *
 from .engine.exercises import *
 from .engine.folders import *
+from .engine.functions import *
 from .engine.harness import *
 from .engine.instructions import *
 from .engine.isolation import *

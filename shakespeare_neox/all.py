@@ -1,6 +1,7 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
 from .engine.answers import *
 from .engine.archive import *
+from .engine.assistant import *
 from .engine.attention import *
 from .engine.base import *
 from .engine.batching import *

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LARGEST_FILE', 'LONGEST_LINE', 'GENERATED', 'PASSED_OVER', 'UNKNOWN_LICENCE', 'LONGEST_FUNCTION', 'PSF_LICENCE',
-           'STANDARD_LIBRARY', 'SHINGLE', 'N_HASHES', 'FoundFunction', 'function_nodes', 'cut_out', 'decoded',
+           'STANDARD_LIBRARY', 'SHINGLE', 'N_HASHES', 'FoundFunction', 'function_nodes', 'cut_out', 'python_text',
            'parsed_file', 'why_passed_over', 'folder_files', 'zip_files', 'tar_files', 'source_files', 'licence_of',
-           'licence_of_package', 'Functions', 'module_name', 'add_file', 'source_of', 'read_functions', 'normal_form',
-           'shingles', 'jaccard', 'min_hashes', 'near_copies', 'Copy', 'without_copies', 'is_held_out',
+           'licence_of_package', 'Functions', 'module_name', 'add_file', 'code_source', 'read_functions', 'normal_form',
+           'shingles', 'jaccard', 'min_hashes', 'near_copies', 'Copy', 'deduplicated', 'is_held_out',
            'split_by_package', 'write_functions']
 
 # %% ../../nbs/engine/functions.ipynb #78e9e4b9
@@ -46,7 +46,7 @@ class FoundFunction:
         "What tells this text from any other"
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/engine/functions.ipynb #ff7c1af0
+# %% ../../nbs/engine/functions.ipynb #6d9449fa
 def function_nodes(
     body: list, # statements of a module, class or block
     prefix: str = "", # names of the classes around, with a dot
@@ -57,9 +57,9 @@ def function_nodes(
             yield prefix + node.name, node
         elif isinstance(node, ast.ClassDef):
             yield from function_nodes(node.body, f"{prefix}{node.name}.")
-        elif not isinstance(node, ast.expr):
+        else:
             inner = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
-            inner += [handler.body for handler in getattr(node, "handlers", [])]
+            inner += [one.body for name in ("handlers", "cases") for one in getattr(node, name, [])]
             for block in inner:
                 yield from function_nodes(block, prefix)
 
@@ -75,7 +75,7 @@ def cut_out(
     return "\n".join(line.rstrip() for line in cut) + "\n"
 
 # %% ../../nbs/engine/functions.ipynb #20ee9525
-def decoded(
+def python_text(
     raw: bytes, # a Python file
 ) -> str: # with newlines as \n
     "The text of a Python file; an error of Python's where it has no encoding that Python knows"
@@ -94,7 +94,7 @@ def parsed_file(
     if len(raw) > LARGEST_FILE:
         return None, "too large"
     try:
-        text = decoded(raw)
+        text = python_text(raw)
     except (SyntaxError, UnicodeError, LookupError):
         return None, "not decodable"
     if max(map(len, text.split("\n"))) > LONGEST_LINE:
@@ -250,7 +250,7 @@ def add_file(
 # %% ../../nbs/engine/functions.ipynb #458a01eb
 STANDARD_LIBRARY = f"Python {platform.python_version()}, standard library"
 
-def source_of(
+def code_source(
     path: str, # "" for the standard library, "site-packages", a folder or an archive
 ) -> tuple: # title, Path, function from a package's name to its licence
     "Where functions come from, and under which licence"
@@ -270,7 +270,7 @@ def read_functions(
     with_tests: bool = False, # whether files of tests are read too
 ) -> Functions:
     "The functions of a source of Python files"
-    title, where, licence_for = source_of(str(path))
+    title, where, licence_for = code_source(str(path))
     found, licences = Functions(title, []), {}
     for file, read in source_files(where):
         package = module_name(file).split(".")[0]
@@ -354,7 +354,7 @@ class Copy:
     kept: str                 # of the one that stays
     exact: bool               # but for comments, docstring and layout
 
-def without_copies(
+def deduplicated(
     found: Functions, # any
     threshold: float = 0.7, # Jaccard similarity of shingles from which a function is a copy
 ) -> tuple: # Functions, list of Copy

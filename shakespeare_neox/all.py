@@ -26,6 +26,7 @@ from .engine.metrics import *
 from .engine.optimizers import *
 from .engine.pass_rate import *
 from .engine.preferences import *
+from .engine.quality import *
 from .engine.recipe import *
 from .engine.records import *
 from .engine.report import *

@@ -409,6 +409,6 @@ def write_functions(
         written[part] = Path(folder)/f"{part}.jsonl"
         with new_file(written[part]) as file:
             for one in functions:
-                record = asdict(one) | dict(text=one.text)
+                record = asdict(one)
                 file.write(json.dumps(record, ensure_ascii=True).encode() + b"\n")
     return written

@@ -37,6 +37,7 @@ from .engine.settings import *
 from .engine.show import *
 from .engine.state import *
 from .engine.supervisor import *
+from .engine.synthetic import *
 from .engine.tasks import *
 from .engine.text import *
 from .engine.tokens import *

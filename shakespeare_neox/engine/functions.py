@@ -320,7 +320,7 @@ def jaccard(
     "The share of the elements of two sets that they have in common"
     return len(a & b)/len(a | b) if a or b else 1.0
 
-# %% ../../nbs/engine/functions.ipynb #fc9bdd7b
+# %% ../../nbs/engine/functions.ipynb #8b96e808
 N_HASHES = 128
 
 def min_hashes(
@@ -336,7 +336,8 @@ def near_copies(
     threshold: float, # Jaccard similarity from which a text is a copy
 ): # yields (number of a text, number of the earlier text that it copies)
     "Which texts nearly repeat an earlier one"
-    index = import_extra("datasketch", "textbooks").MinHashLSH(threshold, N_HASHES)
+    rough = min(threshold, 0.9)                             # finds more, which are checked below
+    index = import_extra("datasketch", "textbooks").MinHashLSH(rough, N_HASHES)
     sets = list(map(shingles, texts))
     for number, hashes in enumerate(min_hashes(sets)):
         near = [other for other in sorted(index.query(hashes))

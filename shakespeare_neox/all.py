@@ -50,6 +50,7 @@ from .finetune import *
 from .evaluate import *
 from .generate import *
 from .model import *
+from .textbooks import *
 from .tokenizer import *
 from .train import *
 

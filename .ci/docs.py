@@ -55,9 +55,7 @@ SIDEBAR = {
     "engine/evaluation engine/tasks engine/harness engine/copying engine/archive",
     "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "
     "engine/exercises engine/pass_rate",
-    "Engine: textbooks": "engine/python_code engine/duplicates engine/quality engine/diets "
-    "engine/vetting engine/operations engine/practice engine/textbook engine/assistant "
-    "engine/author",
+    "Engine: textbooks": "engine/functions engine/assistant engine/quality engine/synthetic",
     "Engine: more": "engine/*",
     "Applications": "07_* 08_* 09_*",
     "Tutorials": "tutorials/gpt_from_scratch tutorials/reading_a_loss_curve "

@@ -1,6 +1,7 @@
 "The public names of the lessons and of the engine, for notebooks: from shakespeare_neox.all import *"
 from .engine.answers import *
 from .engine.archive import *
+from .engine.assistant import *
 from .engine.attention import *
 from .engine.base import *
 from .engine.batching import *
@@ -17,6 +18,7 @@ from .engine.evaluation import *
 from .engine.exercises import *
 from .engine.export import *
 from .engine.folders import *
+from .engine.functions import *
 from .engine.gguf import *
 from .engine.harness import *
 from .engine.instructions import *
@@ -26,6 +28,7 @@ from .engine.metrics import *
 from .engine.optimizers import *
 from .engine.pass_rate import *
 from .engine.preferences import *
+from .engine.quality import *
 from .engine.recipe import *
 from .engine.records import *
 from .engine.report import *
@@ -34,9 +37,12 @@ from .engine.sandbox import *
 from .engine.serve import *
 from .engine.settings import *
 from .engine.show import *
+from .engine.speculative import *
 from .engine.state import *
 from .engine.supervisor import *
+from .engine.synthetic import *
 from .engine.tasks import *
+from .engine.tensorboard import *
 from .engine.text import *
 from .engine.tokens import *
 from .engine.tune import *
@@ -48,6 +54,7 @@ from .finetune import *
 from .evaluate import *
 from .generate import *
 from .model import *
+from .textbooks import *
 from .tokenizer import *
 from .train import *
 

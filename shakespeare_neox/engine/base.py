@@ -1200,7 +1200,7 @@ def split_arguments(
 # %% ../../nbs/engine/base.ipynb #ba5e00cb
 PATH_FLAGS = {"out", "plain", "data", "tokenizer_path", "data_path", "checkpoint_dir",
               "checkpoint_path", "prompt_file", "run", "dry_run", "nanogpt", "archive",
-              "answers", "training_text", "compare"}
+              "answers", "training_text", "compare", "source", "filter_path"}
 
 def parsed(
     func, # what the command does
@@ -1310,7 +1310,8 @@ COMMANDS = dict(                                 # command -> its module in this
     neox_report="engine.report", neox_tune="engine.tune", neox_generate="engine.serve",
     neox_archive="engine.archive", neox_verify="engine.archive",
     neox_finetune="finetune", neox_chat="engine.chat", neox_evaluate="evaluate",
-    neox_benchmark="benchmark", neox_app="app", neox_export="engine.export")
+    neox_benchmark="benchmark", neox_app="app", neox_export="engine.export",
+    neox_textbooks="textbooks")
 
 # %% ../../nbs/engine/base.ipynb #d0010011
 def command_source(

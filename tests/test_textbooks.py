@@ -148,6 +148,7 @@ def test_links_in_archives_are_not_followed(tmp_path):
 
 
 def test_copies_and_parts():
+    pytest.importorskip("datasketch")
     base = "def f{0}(books):\n    total = 0\n    for book in books:\n        total += book*{1}\n" \
            "    return total\n"
     found = Functions("a trial", [])
@@ -354,6 +355,7 @@ def test_held_out_solutions():
 
 
 def test_lessons():
+    pytest.importorskip("datasketch")
     made = make_synthetic(40_000, seed=3, **OURS)
     texts = [text for _, text in made.documents]
     assert 40_000 <= made.size + 4000 and len(set(texts)) == len(texts)
@@ -382,6 +384,7 @@ def test_answers_without_code_are_no_lessons():
 
 
 def test_command(tmp_path, capsys):
+    pytest.importorskip("datasketch")
     words = ["--packages", FEW, "--size", "15000", "--allow_code_execution", "--unsafe"]
     neox_textbooks_main(["--out", str(tmp_path / "one"), *words])
     neox_textbooks_main(["--out", str(tmp_path / "two"), *words])
@@ -405,6 +408,7 @@ def test_command(tmp_path, capsys):
 
 def test_diets_are_trained_on(tmp_path):
     "As the notes of the command say"
+    pytest.importorskip("datasketch")
     from shakespeare_neox.engine.run import neox_train_main
 
     words = ["--packages", FEW, "--size", "5000", "--allow_code_execution", "--unsafe"]
@@ -417,6 +421,7 @@ def test_diets_are_trained_on(tmp_path):
 
 
 def test_command_refuses(tmp_path, capsys):
+    pytest.importorskip("datasketch")
     out, may = ["--out", tmp_path / "no"], ["--allow_code_execution", "--unsafe"]
     refuses(neox_textbooks_main, out, capsys, "--allow_code_execution")
     refuses(neox_textbooks_main, [*out, *may, "--size", "1"], capsys, "size")

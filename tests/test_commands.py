@@ -452,7 +452,8 @@ def test_prompt_file(trained, monkeypatch, capsys):
         "\n".join(json.dumps(dict(prompt=p, n=1)) for p in ("MARIAN:\nO", "Speak.", " No"))
     )
     once = write(*flags)
-    assert once.err.startswith(f"{trained / 'best'} writes (step ") and once.err.count("\n") == 1
+    assert once.err.startswith(f"{trained / 'best'} writes (step ")
+    assert once.err.count("\n") == 2 and "3/3 prompts" in once.err
     assert once.out.startswith("MARIAN:\nO") and "\n\nSpeak." in once.out
     assert write("--prompt_file", "p.txt").out == write("--prompt-file", "p.jsonl").out == once.out
     for size in (1, 2):

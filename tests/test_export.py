@@ -57,7 +57,7 @@ def characters():
 
 def random_model(tokenizer, style, std=0.3):
     "Large matrices, small biases, norms around 1: the text depends on each part"
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # of the first seeds the one whose greedy text varies in each style
     model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **SIZES, **style)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -86,7 +86,7 @@ def test_three_families(style, characters, tmp_path):
     start = tokenizer.encode("ROMEO:")
     found = tokenizer.decode(exported.write(start, 60, temperature=0))
     written = generate(model, tokenizer, "ROMEO:", max_new_tokens=60, temperature=0)
-    assert found == "ROMEO:" + written and written
+    assert found == "ROMEO:" + written and len(set(written)) > 3
     for shift in (1, -1):
         with pytest.raises(NeoxError, match="other logits"):
             export.check_logits(exported, model, shift)

@@ -8,10 +8,10 @@ __all__ = ['Step', 'Measured', 'EVENTS', 'LONGEST_EVENT', 'FIX_LINE', 'PROSE_KEY
            'read_log', 'event_line', 'Log', 'is_finite_number', 'run_mark', 'note_in_mark', 'describe', 'first_line',
            'import_matplotlib', 'new_axes', 'Shown', 'has_terminal', 'terminal_bar', 'watching_place', 'bar_comment',
            'Progress', 'noted_signals', 'wandb_hosts', 'wandb_login', 'WandbRun', 'wandb_id', 'wandb_modes',
-           'public_text', 'public', 'init_wandb', 'wandb_arguments', 'say_wandb', 'start_wandb', 'model_files', 'Board',
-           'draw_losses', 'TrainResult', 'as_picture', 'table', 'evaluations', 'best_event', 'start_event',
-           'number_text', 'best_config', 'figures', 'read_run', 'fenced', 'sample_text', 'report_text', 'drawn',
-           'write_figure', 'check_unchanged', 'write_noted', 'report_pages', 'write_report', 'check_hub_name',
+           'public_text', 'public', 'init_wandb', 'wandb_arguments', 'say_wandb', 'start_wandb', 'model_files',
+           'Spared', 'Board', 'draw_losses', 'TrainResult', 'as_picture', 'table', 'evaluations', 'best_event',
+           'start_event', 'number_text', 'best_config', 'figures', 'read_run', 'fenced', 'sample_text', 'report_text',
+           'drawn', 'write_figure', 'check_unchanged', 'write_noted', 'report_pages', 'write_report', 'check_hub_name',
            'model_card', 'upload', 'copy_model', 'gather', 'push_to_hub', 'neox_report']
 
 # %% ../../nbs/engine/report.ipynb #278f0f73
@@ -642,18 +642,13 @@ def model_files(
         r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
     return [path for path in files if known.fullmatch(path.name)]
 
-# %% ../../nbs/engine/report.ipynb #630737a6
-class Board(Callback):
-    "Sends events to W&B; a failure there is told once, and stops nothing"
+# %% ../../nbs/engine/report.ipynb #087c34dd
+class Spared(Callback):
+    "A callback whose failures are told once, and stop nothing"
     def __init__(self,
-        board, # a wandb run, or None: then nothing is sent
-        events: list = (), # of the log so far, where a run goes on
-        best: Path = None, # the folder of the best model
+        service: str, # that may fail
     ):
-        self.board, self.best, self.told = board, best, False
-        self.exit_code = 1                              # until the run ended well
-        scores = [event for event in events if event["event"] == "evaluation"]
-        self.samples = [[event["step"], event["loss"], event["sample"]] for event in scores]
+        self.service, self.told = service, False
 
     @contextmanager
     def spared(self):
@@ -662,8 +657,22 @@ class Board(Callback):
             yield
         except Exception as e:
             if not self.told:
-                say(f"W&B: {first_line(e)}; the run goes on without it")
+                say(f"{self.service}: {first_line(e)}; the run goes on without it")
             self.told = True
+
+# %% ../../nbs/engine/report.ipynb #630737a6
+class Board(Spared):
+    "Sends events to W&B; a failure there is told once, and stops nothing"
+    def __init__(self,
+        board, # a wandb run, or None: then nothing is sent
+        events: list = (), # of the log so far, where a run goes on
+        best: Path = None, # the folder of the best model
+    ):
+        super().__init__("W&B")
+        self.board, self.best = board, best
+        self.exit_code = 1                              # until the run ended well
+        scores = [event for event in events if event["event"] == "evaluation"]
+        self.samples = [[event["step"], event["loss"], event["sample"]] for event in scores]
 
 # %% ../../nbs/engine/report.ipynb #77daa206
 @patch

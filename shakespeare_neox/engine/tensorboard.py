@@ -6,14 +6,12 @@
 __all__ = ['check_tensorboard', 'tensorboard_writer', 'TensorBoard']
 
 # %% ../../nbs/engine/tensorboard.ipynb #1a850d4d
-from contextlib import contextmanager
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from .base import import_extra, reason, say
-from .report import first_line, is_finite_number
-from ..train import Callback
+from .report import Spared, is_finite_number
 
 # %% ../../nbs/engine/tensorboard.ipynb #ddbfefd0
 def check_tensorboard(
@@ -38,22 +36,13 @@ def tensorboard_writer(
         return None
 
 # %% ../../nbs/engine/tensorboard.ipynb #23b9aec2
-class TensorBoard(Callback):
+class TensorBoard(Spared):
     "Writes events of the log for TensorBoard; a failure there is told once, and stops nothing"
     def __init__(self,
         writer, # SummaryWriter, or None: then nothing is written
     ):
-        self.writer, self.told = writer, False
-
-    @contextmanager
-    def spared(self):
-        "Tells of a failure instead of raising it"
-        try:
-            yield
-        except Exception as e:
-            if not self.told:
-                say(f"TensorBoard: {first_line(e)}; the run goes on without it")
-            self.told = True
+        super().__init__("TensorBoard")
+        self.writer = writer
 
     def close(self,
         trainer=None, # not used

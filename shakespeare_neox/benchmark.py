@@ -460,9 +460,10 @@ def writing_contest(
     "Tokens per second of systems that must write the same texts"
     (model, theirs), ids, written = models, openings(rows, device), {}
     systems = {"transformers": partial(by_transformers, theirs)}
+    no_end = model.config.vocab_size                        # transformers 4 wants an end token here
     if rows == 1:
-        systems["transformers, prompt lookup"] = partial(by_transformers, theirs,
-                                                         prompt_lookup_num_tokens=10)
+        systems["transformers, prompt lookup"] = partial(
+            by_transformers, theirs, prompt_lookup_num_tokens=10, eos_token_id=no_end)
     systems |= {"shakespeare_neox": partial(by_us, model)} | (more or {})
     if rows == 1:
         systems["shakespeare_neox, guesses"] = partial(by_guesses, model)

@@ -62,7 +62,7 @@ SIDEBAR = {
     "tutorials/tokenizers tutorials/architectures tutorials/datasets "
     "tutorials/licences_and_privacy tutorials/nanogpt_on_a_book tutorials/debugging "
     "tutorials/working_with_an_assistant tutorials/instruction_tuning "
-    "tutorials/tuning_beside_trl tutorials/many_devices tutorials/*",
+    "tutorials/tuning_beside_trl tutorials/many_devices tutorials/textbooks_method tutorials/*",
     "To tell others": "article talk",
     "Reference": "map reference/*",
 }  # a page stands under the first caption that it fits

@@ -1,10 +1,11 @@
 """Each notebook with a badge, alone, as Colab opens it:  python .ci/colab.py [NOTEBOOK...]
 Needs an environment with the built wheel, ipykernel and nbclient;
-the clone gives the notebooks only."""
+the clone gives the notebooks only. Cells marked slow are left out: `.ci/run full` runs them in a
+step of their own, and the minutes below are those of a reader who skips them."""
 
+import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,13 @@ def reason(text: str) -> str:
     )
 
 
+def without_slow_cells(path: Path) -> str:
+    "The notebook's text, less the cells that only the full tier runs"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["cells"] = [cell for cell in notebook["cells"] if "#| slow\n" not in cell["source"]]
+    return json.dumps(notebook)
+
+
 def execute(path: Path) -> tuple:
     """What is wrong with a notebook in an empty folder where `google.colab` is there, or an empty
     text, and the seconds that it took"""
@@ -58,7 +66,7 @@ def execute(path: Path) -> tuple:
         (startup / "colab.py").write_text(
             STARTUP.format(fake=str(folder / "fake")), encoding="utf-8"
         )
-        shutil.copy(path, work)
+        (work / path.name).write_text(without_slow_cells(path), encoding="utf-8")
         drop = ("PYTHONPATH", "NEOX_DATA", "WANDB_MODE", "WANDB_SILENT", "HF_HUB_OFFLINE")
         env = {k: v for k, v in os.environ.items() if k not in drop} | {
             "IPYTHONDIR": str(folder / "ipython"),

@@ -59,7 +59,7 @@ SIDEBAR = {
     "Engine: more": "engine/*",
     "Applications": "07_* 08_* 09_*",
     "Tutorials": "tutorials/gpt_from_scratch tutorials/reading_a_loss_curve "
-    "tutorials/tokenizers tutorials/architectures tutorials/datasets "
+    "tutorials/tokenizers tutorials/architectures tutorials/tiny_stories tutorials/datasets "
     "tutorials/licences_and_privacy tutorials/nanogpt_on_a_book tutorials/debugging "
     "tutorials/working_with_an_assistant tutorials/instruction_tuning "
     "tutorials/tuning_beside_trl tutorials/many_devices tutorials/textbooks_method tutorials/*",

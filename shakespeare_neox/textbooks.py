@@ -92,7 +92,7 @@ def write_records(
 @dataclass
 class DietPlan:
     "What diets are made of"
-    source: str = ""          # folder or archive of Python files, the standard library if empty
+    source: str = ""          # folder, archive or hf:OWNER/NAME, the standard library if empty
     packages: tuple = ()      # of the source, all if none is given
     size: int = 5_000_000     # characters of lessons
     filter_path: str = ""     # folder of a saved filter, the rubric if empty
@@ -162,7 +162,7 @@ def assistant_of(
 # %% ../nbs/07_textbooks.ipynb #6b1726a1
 def neox_textbooks(
     out: str = "diets", # folder to write: raw, filtered, textbooks, and manifest.json
-    source: str = "", # folder or archive of Python files (default: Python's standard library)
+    source: str = "", # folder, archive or hf:OWNER/NAME (default: Python's standard library)
     packages: str = "", # names of top-level packages of the source, with commas (default: all)
     size: int = 5_000_000, # characters of lessons that are made by rule
     filter_path: str = "", # folder of a filter that was saved (default: the rubric)

@@ -5,17 +5,19 @@ import ast
 import hashlib
 import io
 import json
+import keyword
 import os
 import sys
 import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-from conftest import refuses
+from conftest import refuses, succeeds
 
 from shakespeare_neox.engine.assistant import AnswerFile, Assistant, ask_assistant, ask_once
 from shakespeare_neox.engine.base import NeoxError
@@ -37,13 +39,18 @@ from shakespeare_neox.engine.quality import (
     rubric_fails,
     verdict_of,
 )
+from shakespeare_neox.engine.recipe import load_config
+from shakespeare_neox.engine.run import neox_train_main
 from shakespeare_neox.engine.synthetic import (
+    ALONE,
     CHANGES,
     CONDITIONS,
+    FIRST_STEPS,
     KINDS,
     THINGS,
     draft_of_answer,
     held_out_shapes,
+    invented,
     make_draft,
     make_synthetic,
     make_task,
@@ -51,6 +58,7 @@ from shakespeare_neox.engine.synthetic import (
     shapes_in,
     wrong_pieces,
 )
+from shakespeare_neox.model import count_parameters
 from shakespeare_neox.textbooks import DIETS, neox_textbooks_main
 
 OURS = dict(allow_code_execution=True, unsafe=True)
@@ -149,8 +157,10 @@ def test_links_in_archives_are_not_followed(tmp_path):
 
 def test_copies_and_parts():
     pytest.importorskip("datasketch")
-    base = "def f{0}(books):\n    total = 0\n    for book in books:\n        total += book*{1}\n" \
-           "    return total\n"
+    base = (
+        "def f{0}(books):\n    total = 0\n    for book in books:\n        total += book*{1}\n"
+        "    return total\n"
+    )
     found = Functions("a trial", [])
     for number in range(6):
         add_file(found, f"p{number}/m.py", base.format(number, number + 2).encode(), "ours")
@@ -175,6 +185,44 @@ def test_normal_form_keeps_what_matters():
     assert normal_form(one) == normal_form(one.replace("A text", "Another"))
     assert normal_form(one) != normal_form(one.replace("+", "-"))
     assert normal_form("def f():\n    'only this'\n") == "def f():\n    pass"
+
+
+@pytest.mark.parametrize("field", ["content", "code", "text"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_dataset_is_read_by_project(tmp_path, monkeypatch, kind, field):
+    "Python of two projects and of none; what does not parse is counted"
+    rows = [dict(repo_name="a/b", license="mit"), dict(repo_name="a/b", license="mit")]
+    rows += [dict(repo_name="c/d", license="bsd"), dict(repo_name=None, license=None)]
+    codes = [f"def f_{n}(x):\n    return {n}\n" for n in range(3)] + ["def f(:"]
+    rows = [{**row, field: code} for row, code in zip(rows, codes)]
+    folder = tmp_path / "hf" / "me" / "code"
+    folder.mkdir(parents=True)
+    if kind == "jsonl":
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "train.jsonl").write_text(lines)
+    else:
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pytest.importorskip("pyarrow").Table.from_pylist(rows), folder / "train.parquet"
+        )
+    monkeypatch.setenv("NEOX_DATA", str(tmp_path))
+    found = read_functions("hf:me/code")
+    assert [(one.package, one.licence) for one in found.functions] == [
+        ("a_b", "mit"),
+        ("a_b", "mit"),
+        ("c_d", "bsd"),
+    ]
+    assert found.left_out == {"files: does not parse": 1}
+
+
+def test_a_dataset_without_code_is_refused(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "hf" / "me" / "code"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text(json.dumps(dict(title="x")) + "\n")
+    monkeypatch.setenv("NEOX_DATA", str(tmp_path))
+    words = ["--source", "hf:me/code", "--allow_code_execution", "--unsafe"]
+    refuses(neox_textbooks_main, words, capsys, "line 1", "content, code, text")
+    (folder / "train.jsonl").rename(folder / "notes.txt")
+    refuses(neox_textbooks_main, words, capsys, "hf:me/code", "no records")
 
 
 # the assistant
@@ -252,8 +300,14 @@ def test_what_was_answered_before_an_error_is_kept(server, tmp_path):
 
 
 def test_verdicts():
-    for text, verdict in {"YES": True, "no.": False, "\n\n**Yes** because": True,
-                          "Yesterday": None, "I say no": None, "": None}.items():
+    for text, verdict in {
+        "YES": True,
+        "no.": False,
+        "\n\n**Yes** because": True,
+        "Yesterday": None,
+        "I say no": None,
+        "": None,
+    }.items():
         assert verdict_of(text) is verdict
 
 
@@ -354,6 +408,28 @@ def test_held_out_solutions():
     assert not shapes_in("def f(laps):\n    return laps**3 - 5\n") & shapes
 
 
+@pytest.mark.parametrize("given", ALONE)
+def test_steps_alone_are_no_exercises(given):
+    "What stands alone is not asked for; what is asked for does not stand alone"
+    parameters = "x, y" if given == "two numbers" else "x"
+    held_out = held_out_shapes()
+
+    def shapes(pieces):
+        codes = [piece.code.format(x="x", y="y", k=3) for piece in pieces]
+        return [shapes_in(f"def f({parameters}):\n    return {code}\n") for code in codes]
+
+    assert not any(shape & held_out for shape in shapes(ALONE[given]))
+    assert all(shape <= held_out for shape in shapes(FIRST_STEPS[given]))
+
+
+def test_invented_words():
+    "No word of Python, and hardly one twice"
+    rng = Random(5)
+    words = [invented(rng) for _ in range(1000)]
+    assert len(set(words)) > 900 and not any(keyword.iskeyword(word) for word in words)
+    assert all(word.isidentifier() and word.endswith("s") for word in words)
+
+
 def test_lessons():
     pytest.importorskip("datasketch")
     made = make_synthetic(40_000, seed=3, **OURS)
@@ -438,3 +514,33 @@ def test_command_refuses(tmp_path, capsys):
         steps=True,
     )
     assert not (tmp_path / "no").exists() and not list(tmp_path.iterdir())
+
+
+# recipes for a larger machine
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "billions"), [("125m", 124.4, 2.62), ("350m", 350.2, 7.03)]
+)
+def test_recipes(name, millions, billions):
+    recipe = load_config(f"textbooks_{name}")
+    config, c = recipe.model_config(recipe.train.bpe_vocab_size), recipe.train
+    assert sum(count_parameters(config).values()) / 1e6 == pytest.approx(millions, abs=0.1)
+    at_once = c.train_micro_batch_size_per_gpu * c.gradient_accumulation_steps
+    assert c.train_iters * at_once * config.seq_length / 1e9 == pytest.approx(billions, abs=0.01)
+    assert config.gpt_j_residual and c.compile == "on" and c.texts == "diets/textbooks"
+
+
+@pytest.mark.parametrize("name", ["125m", "350m"])
+def test_recipes_train_on_a_diet(name, tmp_path, monkeypatch, capsys):
+    "Their blocks in small, on records as neox_textbooks writes them; all passes of a step count"
+    monkeypatch.chdir(tmp_path)
+    records = [dict(text=f"def f_{n}(x):\n    return x + {n}\n") for n in range(300)]
+    for part, those in dict(train=records[:250], valid=records[250:]).items():
+        path = tmp_path / "diets" / "textbooks" / f"{part}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(one) + "\n" for one in those))
+    words = ["bpe_vocab_size=300", "seq_length=32", "max_position_embeddings=32"]
+    words += ["num_layers=1", "hidden_size=32", "num_attention_heads=2", "compile=off"]
+    said = succeeds(neox_train_main, [f"textbooks_{name}", "--dry_run", *words], capsys)
+    assert "tokens to train on" in said.out and not Path("runs").exists()

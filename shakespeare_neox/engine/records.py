@@ -403,7 +403,7 @@ def open_parquet(
         raise NeoxError(f"{path}: has more than one column named {', '.join(twice[:5])}; "
                         "rename or remove the others")
     columns = [name for name in names if name in wanted]
-    if not {*columns} & {*FIELDS}:
+    if not {*columns} - {*OTHER_WORDS}:
         as_text(dict.fromkeys(names, ""), str(path))    # says what is there
     rows_each = max(1, min(512, 2**26*file.metadata.num_rows//max(1, size)))
     return file, columns, rows_each

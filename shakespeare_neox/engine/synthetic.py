@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'CHANGES', 'SUMMARIES', 'WORD_ENDINGS', 'THINGS', 'PEOPLE', 'PLACES', 'AUDIENCES', 'STYLES', 'VERBS',
-           'WORD_CONDITIONS', 'WORD_CHANGES', 'WORD_SUMMARIES', 'PAIRS', 'KINDS', 'IDEAS', 'WARNINGS', 'PRINTED',
-           'NEAR', 'AT_ONCE', 'REQUEST', 'Piece', 'wrong_pieces', 'Summary', 'Task', 'sentence', 'named',
-           'number_lists', 'list_bodies', 'list_task', 'expression_of', 'branch_task', 'range_task', 'until_task',
-           'word_task', 'group_task', 'price_task', 'pair_task', 'make_task', 'Draft', 'lesson_text', 'make_draft',
-           'proven', 'Shape', 'shape_of', 'shapes_in', 'held_out_shapes', 'overlaps', 'Synthetic', 'add_proven',
-           'without_near_copies', 'make_synthetic', 'lesson_request', 'draft_of_answer', 'ask_for_lessons']
+           'WORD_CONDITIONS', 'WORD_CHANGES', 'WORD_SUMMARIES', 'PAIRS', 'FIRST_STEPS', 'SECOND_STEPS', 'ALONE',
+           'KINDS', 'IDEAS', 'WARNINGS', 'PRINTED', 'START_SOUNDS', 'MIDDLE_SOUNDS', 'END_SOUNDS', 'SHEET', 'NEAR',
+           'AT_ONCE', 'REQUEST', 'Piece', 'wrong_pieces', 'Summary', 'Task', 'sentence', 'named', 'number_lists',
+           'list_bodies', 'list_task', 'expression_of', 'branch_task', 'range_task', 'until_task', 'word_task',
+           'group_task', 'price_task', 'pair_task', 'step_inputs', 'in_brackets', 'step_task', 'make_task', 'Draft',
+           'lesson_text', 'invented', 'exercise_sheet', 'calls_of', 'make_draft', 'proven', 'Shape', 'shape_of',
+           'shapes_in', 'held_out_shapes', 'overlaps', 'Synthetic', 'add_proven', 'without_near_copies',
+           'make_synthetic', 'lesson_request', 'draft_of_answer', 'ask_for_lessons']
 
 # %% ../../nbs/engine/synthetic.ipynb #74537e56
 import ast
@@ -436,9 +438,143 @@ def pair_task(
     return Task("lists/pairs", named(summary.word, word, a, b), f"{a}, {b}", doc, bodies, inputs,
                 answers, f"The first pair is {x} and {y}, which gives {does(x, y)}.")
 
+# %% ../../nbs/engine/synthetic.ipynb #8f808b74
+FIRST_STEPS = {               # what is given -> first steps, which end with a number
+    "number": (
+        Piece("more", "{k} more than {x}", "{x} + {k}", lambda given, k: sum((*given, k))),
+        Piece("reduced", "{x} reduced by {k}", "{x} - {k}", lambda given, k: -(k - given[0])),
+        Piece("times", "{k} times {x}", "{k} * {x}", lambda given, k: given[0]*k),
+        Piece("square", "{x} times itself", "{x} * {x}", lambda given, k: given[0]**2),
+        Piece("groups", "how many groups of {k} fit into {x}", "{x} // {k}",
+              lambda given, k: math.floor(given[0]/k)),
+        Piece("rest", "what is left of {x} after groups of {k}", "{x} % {k}",
+              lambda given, k: given[0] - given[0]//k*k)),
+    "two numbers": (
+        Piece("both", "{x} and {y} together", "{x} + {y}", lambda given, k: sum(given)),
+        Piece("lead", "how many more {x} than {y} there are", "{x} - {y}",
+              lambda given, k: -(given[1] - given[0]))),
+    "list": (
+        Piece("sum", "the sum of the list {x}", "sum({x})",
+              lambda given, k: int(math.fsum(given[0]))),
+        Piece("length", "how many numbers the list {x} has", "len({x})",
+              lambda given, k: sum(1 for _ in given[0])),
+        Piece("largest", "the largest number in the list {x}", "max({x})",
+              lambda given, k: sorted(given[0])[-1]),
+        Piece("smallest", "the smallest number in the list {x}", "min({x})",
+              lambda given, k: sorted(given[0])[0]),
+        Piece("first", "the first number in the list {x}", "{x}[0]",
+              lambda given, k: next(iter(given[0]))),
+        Piece("last", "the last number in the list {x}", "{x}[-1]",
+              lambda given, k: next(reversed(given[0]))),
+        Piece("kinds", "how many different numbers {x} has", "len(set({x}))",
+              lambda given, k: len(dict.fromkeys(given[0])))),
+    "text": (
+        Piece("letters", "how many characters the text {x} has", "len({x})",
+              lambda given, k: sum(1 for _ in given[0])),
+        Piece("words", "how many words the text {x} has", "len({x}.split())",
+              lambda given, k: given[0].count(" ") + 1)),
+}
+SECOND_STEPS = (              # second steps; {x} is the first one
+    Piece("plus", "{x}, plus {k}", "{x} + {k}", lambda x, k: sum((x, k))),
+    Piece("minus", "{x}, minus {k}", "{x} - {k}", lambda x, k: -(k - x)),
+    Piece("scaled", "{x}, times {k}", "{k} * {x}", lambda x, k: x*k),
+    Piece("shared", "{x}, divided by {k} and rounded down", "{x} // {k}",
+          lambda x, k: math.floor(x/k)),
+    Piece("above", "whether {x} is above {k}", "{x} > {k}", lambda x, k: max(x, k) != k),
+)
+
+# %% ../../nbs/engine/synthetic.ipynb #b9d9ab4c
+ALONE = {                     # what is given -> steps that are a whole task
+    "number": (
+        Piece("cube", "the third power of {x}", "{x} ** 3",
+              lambda given, k: given[0]*given[0]*given[0]),
+        Piece("away", "how far {x} is from zero", "abs({x})",
+              lambda given, k: max(given[0], -given[0])),
+        Piece("missing", "{k} minus {x}", "{k} - {x}", lambda given, k: -(given[0] - k)),
+        Piece("written", "{x} as a text", "str({x})", lambda given, k: f"{given[0]}"),
+        Piece("unlike", "whether {x} is another number than {k}", "{x} != {k}",
+              lambda given, k: bool(given[0] - k)),
+        Piece("limit", "whether {x} is at most {k}", "{x} <= {k}",
+              lambda given, k: max(given[0], k) == k)),
+    "two numbers": (
+        Piece("ahead", "whether there are more {x} than {y}", "{x} > {y}",
+              lambda given, k: given[0] - given[1] in range(1, 1000)),
+        Piece("product", "the product of {x} and {y}", "{x} * {y}",
+              lambda given, k: math.prod(given)),
+        Piece("turned", "a list of {y} and {x}", "[{y}, {x}]",
+              lambda given, k: list(reversed(given)))),
+    "list": (
+        Piece("middle", "a list of the second and the third number in the list {x}", "{x}[1:3]",
+              lambda given, k: [given[0][1], given[0][2]]),
+        Piece("rising", "the numbers of {x} in rising order", "sorted({x})",
+              lambda given, k: sorted(given[0])),
+        Piece("tail", "the list {x} without its first number", "{x}[1:]",
+              lambda given, k: given[0][-len(given[0]) + 1:]),
+        Piece("longer", "the list {x} with {k} behind it", "{x} + [{k}]",
+              lambda given, k: [*given[0], k]),
+        Piece("squares", "a list with the square of each number in {x}", "[n * n for n in {x}]",
+              lambda given, k: [n**2 for n in given[0]]),
+        Piece("below", "a list of the numbers in {x} that are smaller than {k}",
+              "[n for n in {x} if n < {k}]", lambda given, k: [n for n in given[0] if not n >= k])),
+    "text": (
+        Piece("quiet", "the text {x} in small letters", "{x}.lower()",
+              lambda given, k: "".join(map(str.lower, given[0]))),
+        Piece("beginning", "the first two letters of the text {x}", "{x}[:2]",
+              lambda given, k: "".join(list(given[0])[:2])),
+        Piece("short", "the text {x} without its last letter", "{x}[:-1]",
+              lambda given, k: given[0].removesuffix(given[0][-1])),
+        Piece("parts", "a list of the words in the text {x}", "{x}.split()",
+              lambda given, k: re.findall(r"\w+", given[0])),
+        Piece("dotted", "the text {x} with a dot behind it", "{x} + '.'",
+              lambda given, k: f"{given[0]}.")),
+}
+
+# %% ../../nbs/engine/synthetic.ipynb #98c3c98e
+def step_inputs(
+    rng: Random, # of the task
+    given: str, # key of FIRST_STEPS
+) -> tuple: # of tuples of arguments
+    "Arguments of each kind; no list or text is empty"
+    if given == "list":
+        return tuple((values,) for values, in number_lists(rng) if len(values) != 0)[:3]
+    if given == "text":
+        return tuple((" ".join(rng.sample(THINGS, n)).capitalize(),) for n in (1, 2, 4))
+    n = 2 if given == "two numbers" else 1
+    return tuple(tuple(rng.randint(0, 40) for _ in range(n)) for _ in range(5))
+
+def in_brackets(
+    code: str, # an expression
+) -> str:
+    "The same, to be used within another expression"
+    return f"({code})" if isinstance(ast.parse(code, mode="eval").body, ast.BinOp) else code
+
+def step_task(
+    rng: Random, # of the task
+    a: str, # things, in the plural
+    b: str, # other things
+) -> Task:
+    "One step, or two in turn"
+    given = rng.choice(list(FIRST_STEPS))
+    alone = rng.random() < 0.4
+    first, k = rng.choice((ALONE if alone else FIRST_STEPS)[given]), rng.randint(2, 10)
+    said, code = (text.format(x=a, y=b, k=k) for text in (first.say, first.code))
+    inputs = step_inputs(rng, given)
+    answers = tuple(first.does(one, k) for one in inputs)
+    word, bodies, why = "", (f"return {code}",), f"The first result is {answers[0]!r}."
+    if not alone:
+        then, m = rng.choice(SECOND_STEPS), rng.randint(2, 10)
+        why = f"The first step gives {answers[0]}."
+        word, said = then.word, then.say.format(x=said, k=m)
+        bodies = (f"return {then.code.format(x=in_brackets(code), k=m)}",
+                  f"result = {code}\nreturn {then.code.format(x='result', k=m)}")
+        answers = tuple(then.does(one, m) for one in answers)
+    parameters = f"{a}, {b}" if given == "two numbers" else a
+    return Task(f"steps/{given}", named(first.word, word, a), parameters,
+                f"{rng.choice(VERBS)} {said}.", bodies, inputs, answers, why)
+
 # %% ../../nbs/engine/synthetic.ipynb #ae0d48b1
-KINDS = (list_task, list_task, branch_task, range_task, until_task, word_task, word_task,
-         group_task, price_task, pair_task)
+KINDS = (step_task, step_task, list_task, list_task, branch_task, range_task, until_task,
+         word_task, word_task, group_task, price_task, pair_task)
 
 def make_task(
     rng: Random, # of the text
@@ -448,7 +584,7 @@ def make_task(
 ) -> Task:
     "A task of some kind"
     kind = kind or rng.choice(KINDS)
-    return kind(rng, a, b) if kind is pair_task else kind(rng, a)
+    return kind(rng, a, b) if kind in (step_task, pair_task) else kind(rng, a)
 
 # %% ../../nbs/engine/synthetic.ipynb #e4f5f08e
 IDEAS = {
@@ -464,6 +600,9 @@ IDEAS = {
     "text": ("A word is a row of letters, and can be measured, cut and joined like a list.",
              "Words never change; each step makes a new one.",
              "Letters have positions from 0, and a slice takes a part of them."),
+    "steps": ("Say the steps in their order, and each becomes a piece of the program.",
+              "What comes first is computed first; brackets keep it together.",
+              "A step that has a name of its own is easier to check."),
     "dictionaries": ("A dictionary remembers a value for each key.",
                      "Look a key up, and you have its value at once, however many keys there are.",
                      "A key stands once; storing it again replaces what was there."),
@@ -479,6 +618,8 @@ WARNINGS = {
     "text": ("Capitals and small letters are different letters.",
              "A position behind the end is an error; a slice behind it is only empty.",
              "An empty text is a text."),
+    "steps": ("Try a small input by hand first.", "Division with `//` always rounds down.",
+              "Without brackets, times comes before plus."),
     "dictionaries": ("A key that is not there is an error, unless you ask with `in` first.",
                      "Keys keep the order in which they came.",
                      "Changing a dictionary while you go through it is an error."),
@@ -517,26 +658,57 @@ def lesson_text(
             f"`{second.answers[0]!r}`.\n")
 
 # %% ../../nbs/engine/synthetic.ipynb #44cdd7fe
+START_SOUNDS = """
+    b br c ch cl d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sk sl sm sn sp st sw t th
+    tr tw v w z""".split()
+MIDDLE_SOUNDS = "a e i o u ai ea ee oa oo ou".split()
+END_SOUNDS = "b ck d dge ft g k l ll m mp n nd ng nk p pe r rd rk rt st t te v w".split()
+SHEET = 6                                                   # functions of a sheet
+
+def invented(
+    rng: Random, # of the text
+) -> str:
+    "A word for things, in the plural, that no dictionary has"
+    starts = [rng.choice(START_SOUNDS) + rng.choice(MIDDLE_SOUNDS)
+              for _ in range(rng.randint(1, 2))]
+    return "".join(starts) + rng.choice(END_SOUNDS) + "s"
+
+def exercise_sheet(
+    rng: Random, # of the text
+) -> list: # of Task
+    "Tasks of one kind, most of them about things that no text has named before"
+    kind = step_task if rng.random() < 0.6 else rng.choice(KINDS)
+    things = [invented(rng) if rng.random() < 0.8 else rng.choice(THINGS)
+              for _ in range(3*SHEET)]
+    different = list(dict.fromkeys(things))
+    pairs = list(zip(different[::2], different[1::2]))[:SHEET]
+    return [make_task(rng, a, b, kind) for a, b in pairs]
+
+def calls_of(
+    tasks: list, # of Task
+) -> tuple: # all calls, and the repr of each one's answer
+    "What is asked about tasks, and what has to come out"
+    calls = tuple(task.call(n) for task in tasks for n in range(len(task.inputs)))
+    return calls, tuple(repr(answer) for task in tasks for answer in task.answers)
+
 def make_draft(
     number: int, # of the text
     seed: int = 0, # of all texts
 ) -> Draft:
     "The text of a number: the same in every run"
     rng = Random(f"{seed} {number}")
+    if number % 2:
+        tasks = exercise_sheet(rng)
+        code = "\n".join(task.code(rng.randrange(9)) for task in tasks)
+        return Draft("exercise", tasks[0].topic.split("/")[0], code, code, *calls_of(tasks))
     a, b, c, d = rng.sample(THINGS, 4)
     kind = rng.choice(KINDS)
     first, second = make_task(rng, a, b, kind), make_task(rng, c, d, kind)
-    calls = tuple(first.call(n) for n in range(len(first.inputs)))
-    expected = tuple(map(repr, first.answers))
-    if number % 2:
-        code = first.code(rng.randrange(9))
-        return Draft("exercise", first.topic, code, code, calls, expected)
     words = dict(who=rng.choice(PEOPLE), place=rng.choice(PLACES), a=a, b=b)
     text = lesson_text(rng, first, second, words)
     program = "".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
-    calls += tuple(second.call(n) for n in range(len(second.inputs)))
-    return Draft("lesson", first.topic, text, program, calls,
-                 expected + tuple(map(repr, second.answers)))
+    return Draft("lesson", first.topic, text, program, *calls_of([first, second]))
+
 
 # %% ../../nbs/engine/synthetic.ipynb #a7c4d973
 def proven(

@@ -668,7 +668,7 @@ SHEET = 6                                                   # functions of a she
 def invented(
     rng: Random, # of the text
 ) -> str:
-    "A word for things, in the plural, that no dictionary has"
+    "A word for things, in the plural, nearly always one that does not exist"
     starts = [rng.choice(START_SOUNDS) + rng.choice(MIDDLE_SOUNDS)
               for _ in range(rng.randint(1, 2))]
     return "".join(starts) + rng.choice(END_SOUNDS) + "s"

@@ -62,7 +62,8 @@ SIDEBAR = {
     "tutorials/tokenizers tutorials/architectures tutorials/tiny_stories tutorials/datasets "
     "tutorials/licences_and_privacy tutorials/nanogpt_on_a_book tutorials/debugging "
     "tutorials/working_with_an_assistant tutorials/instruction_tuning "
-    "tutorials/tuning_beside_trl tutorials/many_devices tutorials/textbooks_method tutorials/*",
+    "tutorials/tuning_beside_trl tutorials/many_devices tutorials/textbooks_method "
+    "tutorials/textbooks_case_study tutorials/*",
     "To tell others": "article talk",
     "Reference": "map reference/*",
 }  # a page stands under the first caption that it fits

@@ -59,8 +59,9 @@ SIDEBAR = {
     "Engine: more": "engine/*",
     "Applications": "07_* 08_* 09_*",
     "Tutorials": "tutorials/gpt_from_scratch tutorials/reading_a_loss_curve "
-    "tutorials/tokenizers tutorials/architectures tutorials/tiny_stories tutorials/datasets "
-    "tutorials/licences_and_privacy tutorials/nanogpt_on_a_book tutorials/debugging "
+    "tutorials/tokenizers tutorials/architectures tutorials/tiny_stories "
+    "tutorials/story_requests tutorials/datasets tutorials/licences_and_privacy "
+    "tutorials/nanogpt_on_a_book tutorials/debugging "
     "tutorials/working_with_an_assistant tutorials/instruction_tuning "
     "tutorials/tuning_beside_trl tutorials/many_devices tutorials/textbooks_method "
     "tutorials/textbooks_case_study tutorials/*",

@@ -215,6 +215,7 @@ def test_a_dataset_is_read_by_project(tmp_path, monkeypatch, kind, field):
 
 
 def test_a_dataset_without_code_is_refused(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("datasketch")
     folder = tmp_path / "hf" / "me" / "code"
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text(json.dumps(dict(title="x")) + "\n")

@@ -193,7 +193,8 @@ def test_a_dataset_is_read_by_project(tmp_path, monkeypatch, kind, field):
     "Python of two projects and of none; what does not parse is counted"
     rows = [dict(repo_name="a/b", license="mit"), dict(repo_name="a/b", license="mit")]
     rows += [dict(repo_name="c/d", license="bsd"), dict(repo_name=None, license=None)]
-    codes = [f"def f_{n}(x):\n    return {n}\n" for n in range(3)] + ["def f(:"]
+    codes = [f"def f_{n}(x):\n    return {n}\n" for n in range(3)] + ["def f(:", "", None]
+    rows += [dict(repo_name="c/d", license="bsd")] * 2
     rows = [{**row, field: code} for row, code in zip(rows, codes)]
     folder = tmp_path / "hf" / "me" / "code"
     folder.mkdir(parents=True)

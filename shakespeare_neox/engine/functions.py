@@ -182,13 +182,13 @@ def record_files(
     else:
         rows = READERS[kind_of(path)](path)
     for number, (record, place) in enumerate(rows):
-        text = first_text(record, CODE_FIELDS)
-        if not text:
+        if not set(CODE_FIELDS) & set(record):
             raise NeoxError(f"{place}: no code in it; one of the fields {', '.join(CODE_FIELDS)} "
                             "has to hold Python")
         project = first_text(record, PROJECT_FIELDS) or f"{bare_name(path.name)}-{number}"
         project = re.sub(r"\W+", "_", project)
         licences.setdefault(project, first_text(record, LICENCE_FIELDS) or UNKNOWN_LICENCE)
+        text = first_text(record, CODE_FIELDS)              # an empty file is one without functions
         yield f"{project}/{number}.py", partial(text.encode, "utf-8", "surrogatepass")
 
 def dataset_files(

@@ -24,7 +24,7 @@ from pathlib import Path
 from .engine.answers import repetition
 from .engine.base import NeoxError, command, import_extra, reason, say
 from .engine.batching import BatchServer
-from .engine.checkpoints import find_checkpoint, open_checkpoint
+from .engine.checkpoints import STORIES, find_checkpoint, open_checkpoint
 from .engine.serve import check_in_range, check_range
 from .engine.show import show_surprise
 
@@ -134,11 +134,11 @@ def last_part(
 
 # %% ../nbs/08_app.ipynb #84c99401
 OPENINGS = {                                                # what a visitor can begin with
-    "A lover": "ROMEO:\nO gentle night, ",
-    "A king": "KING RICHARD II:\nMy lords, ",
-    "The sea": "MARIAN:\nThe sea is ",
-    "A quarrel": "First Citizen:\nYou say that ",
-    "A tale": "Once upon a time there was ",
+    "A lost toy": "Once upon a time, there was a little girl named Lily. One day she lost",
+    "A dog": "Tom had a small dog. The dog liked to",
+    "A friend": "One day a bird met a cat in the park. The bird said,",
+    "A lover": "ROMEO:\nO gentle night,",
+    "The sea": "MARIAN:\nThe sea is",
 }
 
 def start_job(
@@ -483,7 +483,7 @@ def streamlit_options(
 
 # %% ../nbs/08_app.ipynb #c4efaa94
 def neox_app(
-    *checkpoints, # model folders, runs or names (default: the newest run, else the bundled model)
+    *checkpoints, # model folders, runs or names (default: the newest run, else the bundled `stories`)
     port: int = 8501, # of the page
     host: str = "127.0.0.1", # address to listen on; 0.0.0.0 lets other machines in
     max_rows: int = 32, # texts that a model writes at once; others wait
@@ -494,7 +494,7 @@ def neox_app(
     for name, value in dict(port=port, max_rows=max_rows).items():
         check_in_range(name, value, ranges)
     check_port(host, port)
-    names = [str(find_checkpoint(name)) for name in checkpoints or [""]]
+    names = [str(find_checkpoint(name, bundled=STORIES)) for name in checkpoints or [""]]
     for name in names:
         open_checkpoint(name)                               # an error comes here, not on the page
     os.environ[MODELS] = json.dumps(dict(names=names, max_rows=max_rows))

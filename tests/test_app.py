@@ -21,7 +21,7 @@ from conftest import refuses
 from shakespeare_neox import app
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.batching import BatchServer
-from shakespeare_neox.engine.checkpoints import open_checkpoint, shipped
+from shakespeare_neox.engine.checkpoints import STORIES, open_checkpoint, shipped
 from shakespeare_neox.engine.serve import generate
 
 pytest.importorskip("streamlit", reason="the app wants: pip install -e '.[app]'")
@@ -43,7 +43,7 @@ def free_port():
 def served(tmp_path_factory):
     "The command in a process of its own, with a model whose folder is removed once it is open"
     folder, port = tmp_path_factory.mktemp("served"), free_port()
-    shutil.copytree(shipped(), folder / "model")
+    shutil.copytree(shipped(STORIES), folder / "model")
     code = "from shakespeare_neox.app import neox_app_main; neox_app_main()"
     words = ["model", "--port", str(port)]
     with (folder / "log").open("w") as log:
@@ -302,7 +302,7 @@ def test_only_this_machine_can_reach_it(served):
     assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
 
 
-def test_twenty_visitors_at_once(served, bundled, capsys):
+def test_twenty_visitors_at_once(served, capsys):
     "Each gets the text of their own seed, whole; nobody waits for the others"
     address, process, folder = served
     visitors = [Visitor(address, f"seed={50 * n}&length=100") for n in range(20)]
@@ -320,9 +320,9 @@ def test_twenty_visitors_at_once(served, bundled, capsys):
     for visitor in visitors:
         visitor.close()
     opening = next(iter(app.OPENINGS.values()))
-    how = dict(max_new_tokens=100, temperature=0.8, top_p=0.95)
+    storyteller, how = open_checkpoint(STORIES), dict(max_new_tokens=100, temperature=0.8, top_p=0.95)
     for number in (0, 7, 19):
-        assert found[number][1] == generate(*bundled, opening, seed=50 * number, **how)
+        assert found[number][1] == generate(*storyteller, opening, seed=50 * number, **how)
     assert len({text for _, text, _ in found.values()}) == 20
     firsts = sorted(first for first, _, _ in found.values())
     speeds = sorted(len(text.split()) / seconds for _, text, seconds in found.values())

@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 import shakespeare_neox.engine.device as device_module
 import shakespeare_neox.engine.run as run_module
 from shakespeare_neox.engine.base import NeoxError
-from shakespeare_neox.engine.device import DeviceTrainer
+from shakespeare_neox.engine.device import DeviceTrainer, compile_model
 from shakespeare_neox.engine.recipe import TrainConfig, load_config
 from shakespeare_neox.engine.run import evaluate, make_run, neox_train_main, train
 from shakespeare_neox.engine.state import saved_steps
 from shakespeare_neox.engine.tokens import neox_prepare_main as prepare
+from shakespeare_neox.model import GPT
 
 pytestmark = pytest.mark.usefixtures("here")
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and locks")
@@ -1653,3 +1654,19 @@ def test_a_text_without_a_new_line(capsys):
         "sample_prompt",
         "give another one",
     )
+
+
+def test_every_model_of_a_process_is_compiled(monkeypatch):
+    "Torch keeps few compiled forms of a function, and runs the models after them uncompiled"
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(  # tracing alone, which the limit is about; it needs no compiler
+        torch.nn.Module, "compile", lambda self, **how: compiled(self, backend="eager", **how)
+    )
+    counted = torch._dynamo.utils.counters["frames"]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for heads in (1, 2, 3, 4):
+            config = load_config("quickstart", hidden_size=8 * heads, num_attention_heads=heads)
+            model, before = GPT(config.model_config(65)), counted["ok"]
+            ids = torch.zeros(1, 8, dtype=torch.long)
+            assert compile_model(model, lambda model=model, ids=ids: model(ids))
+            assert counted["ok"] > before, f"the model with {heads} heads ran uncompiled"

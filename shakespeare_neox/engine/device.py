@@ -220,13 +220,14 @@ def compile_model(
     try_out, # a function that runs the model forward and backward once
 ) -> bool: # whether it worked
     "Compiles a model, or says why not"
+    torch.compiler.reset()                                  # torch keeps few compiled forms
     model.compile(dynamic=False)
     try:
         try_out()
         return True
     except Exception as e:
         uncompile(model)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:80]}".removesuffix(": ")
         say(f"torch.compile does not work here ({why}); the run goes on without it")
         return False

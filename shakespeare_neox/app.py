@@ -483,7 +483,7 @@ def streamlit_options(
 
 # %% ../nbs/08_app.ipynb #c4efaa94
 def neox_app(
-    *checkpoints, # model folders, runs or names (default: the newest run, else the bundled `stories`)
+    *checkpoints, # model folders, runs or names (default: the newest run, else bundled `stories`)
     port: int = 8501, # of the page
     host: str = "127.0.0.1", # address to listen on; 0.0.0.0 lets other machines in
     max_rows: int = 32, # texts that a model writes at once; others wait

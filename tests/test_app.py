@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from urllib.request import urlopen
 
 import psutil
@@ -21,7 +22,7 @@ from conftest import refuses
 from shakespeare_neox import app
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.batching import BatchServer
-from shakespeare_neox.engine.checkpoints import STORIES, open_checkpoint, shipped
+from shakespeare_neox.engine.checkpoints import SHIPPED, STORIES, open_checkpoint, shipped
 from shakespeare_neox.engine.serve import generate
 
 pytest.importorskip("streamlit", reason="the app wants: pip install -e '.[app]'")
@@ -39,11 +40,11 @@ def free_port():
         return tried.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
+@contextmanager
+def serving(folder, model):
     "The command in a process of its own, with a model whose folder is removed once it is open"
-    folder, port = tmp_path_factory.mktemp("served"), free_port()
-    shutil.copytree(shipped(STORIES), folder / "model")
+    port = free_port()
+    shutil.copytree(shipped(model), folder / "model")
     code = "from shakespeare_neox.app import neox_app_main; neox_app_main()"
     words = ["model", "--port", str(port)]
     with (folder / "log").open("w") as log:
@@ -65,6 +66,20 @@ def served(tmp_path_factory):
     yield address, process, folder
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    "A model that writes until it is stopped"
+    with serving(tmp_path_factory.mktemp("served"), SHIPPED) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=[STORIES, SHIPPED])
+def served_model(request, tmp_path_factory):
+    "Each of the models that come with the package"
+    with serving(tmp_path_factory.mktemp("model"), request.param) as server:
+        yield *server, request.param
 
 
 class Visitor:
@@ -302,9 +317,9 @@ def test_only_this_machine_can_reach_it(served):
     assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
 
 
-def test_twenty_visitors_at_once(served, capsys):
+def test_twenty_visitors_at_once(served_model, capsys):
     "Each gets the text of their own seed, whole; nobody waits for the others"
-    address, process, folder = served
+    address, process, folder, name = served_model
     visitors = [Visitor(address, f"seed={50 * n}&length=100") for n in range(20)]
     found, together = {}, threading.Barrier(len(visitors))
 
@@ -320,16 +335,17 @@ def test_twenty_visitors_at_once(served, capsys):
     for visitor in visitors:
         visitor.close()
     opening = next(iter(app.OPENINGS.values()))
-    storyteller, how = open_checkpoint(STORIES), dict(max_new_tokens=100, temperature=0.8, top_p=0.95)
+    model, tokenizer = open_checkpoint(name)
+    how = dict(max_new_tokens=100, temperature=0.8, top_p=0.95)
     for number in (0, 7, 19):
-        assert found[number][1] == generate(*storyteller, opening, seed=50 * number, **how)
+        assert found[number][1] == generate(model, tokenizer, opening, seed=50 * number, **how)
     assert len({text for _, text, _ in found.values()}) == 20
     firsts = sorted(first for first, _, _ in found.values())
     speeds = sorted(len(text.split()) / seconds for _, text, seconds in found.values())
     with capsys.disabled():
         print(
-            f"\n20 visitors: first word after {firsts[10]:.2f} s (at most {firsts[-1]:.2f}), "
-            f"{speeds[10]:.1f} words a second each"
+            f"\n20 visitors of {name}: first word after {firsts[10]:.2f} s "
+            f"(at most {firsts[-1]:.2f}), {speeds[10]:.1f} words a second each"
         )
 
 

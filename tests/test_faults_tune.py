@@ -34,7 +34,7 @@ TINY = dict(
     warmup=0.0,
 )
 SHARED = [f"{key}={value}" for key, value in TINY.items()]
-RESULT = SimpleNamespace(best_loss=2.5, bits_per_byte=3.6, seconds=1.0)
+RESULT = SimpleNamespace(best_loss=2.5, bits_per_byte=3.6, seconds=1.0, events=[])
 
 
 def sweep(*words, **more):
@@ -253,11 +253,11 @@ OUTCOMES = {
         "OSError: [Errno 28] No space left on device",
     ),
     "NaN": (
-        SimpleNamespace(best_loss=math.nan, bits_per_byte=math.nan, seconds=1.0),
+        SimpleNamespace(best_loss=math.nan, bits_per_byte=math.nan, seconds=1.0, events=[]),
         "its validation loss is nan",
     ),
     "never better": (
-        SimpleNamespace(best_loss=math.inf, bits_per_byte=math.inf, seconds=1.0),
+        SimpleNamespace(best_loss=math.inf, bits_per_byte=math.inf, seconds=1.0, events=[]),
         "its validation loss is inf",
     ),
     "an error of one line": (
@@ -283,7 +283,7 @@ def test_all_points_fail(here, monkeypatch):
     fails(
         monkeypatch,
         RuntimeError(),
-        SimpleNamespace(best_loss=math.nan, bits_per_byte=math.nan, seconds=1.0),
+        SimpleNamespace(best_loss=math.nan, bits_per_byte=math.nan, seconds=1.0, events=[]),
     )
     result = sweep("optimizer.params.lr=1e-3,2e-3")
     assert (
@@ -370,6 +370,27 @@ def test_words_that_make_no_sweep(here, capsys, words, says):
         grid(words)
     refuses(neox_tune_main, ["quickstart", *words], capsys, says)
     assert not any(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["lr=1e-3,2e-3"], "here it is called optimizer.params.lr"),
+        (["seed=1,2", "use_wanb=true"], "nearest: use_wandb"),
+        (["num_layers=0,-1"], "num_layers"),
+    ],
+)
+def test_settings_that_cannot_be_trained(here, capsys, words, says):
+    "An error of every setting comes with its advice, before a folder is made"
+    refuses(neox_tune_main, ["quickstart", *words], capsys, says)
+    assert not any(here.iterdir())
+
+
+def test_a_command_of_which_no_setting_could_be_trained(here, monkeypatch, capsys):
+    "The table is kept; a script that goes on after the command would be wrong to"
+    fails(monkeypatch, RuntimeError("no memory"), RuntimeError("no memory"))
+    refuses(neox_tune_main, ["quickstart", "seed=1,2"], capsys, "no setting", "tune.md", steps=True)
+    assert "no memory" in Path("runs/quickstart-tune/tune.md").read_text()
 
 
 @pytest.mark.parametrize("there", ["tune.md", "tune.png", "notes.txt", "rate.png"])

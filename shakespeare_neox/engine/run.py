@@ -1293,12 +1293,13 @@ def neox_train(
 
 neox_train.notes = """\
 recipes:        quickstart, shakespeare_cpu with fast (or fast sprint, fast long), wiki_cpu,
-                wiki_small, tinystories_1m, tinystories_3m, tinystories_15m, textbooks_125m,
-                textbooks_350m, nanogpt_char, llama_char, llama_15m, gpt2_124m,
-                shakespeare_config; --list tells more
+                wiki_small, tinystories_1m, tinystories_2m, tinystories_3m, tinystories_15m,
+                textbooks_125m, textbooks_350m, nanogpt_char, llama_char, llama_15m,
+                gpt2_124m, shakespeare_config; --list tells more
 your own text:  neox_train book data_path=mine.txt
 settings:       any key of a recipe: optimizer.params.lr=1e-3 (the learning rate), num_layers=4,
                 train_iters=2000 or train_epochs=3, patience=3 (early stop), seed=3
+to watch it:    use_wandb=true (offline without a login), tensorboard_dir=runs/boards
 a GPU:          is used where there is one; CUDA_VISIBLE_DEVICES=1 before the command chooses it,
                 ACCELERATE_USE_CPU=true keeps to the CPU"""
 

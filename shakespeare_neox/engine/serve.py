@@ -611,12 +611,13 @@ def repeated(
 # %% ../../nbs/engine/serve.ipynb #d0b3a45a
 def with_speed(
     pieces, # of a text; a generator that returns the number of its ids
+    told: list, # gets a line that says how fast they came
 ): # yields the same pieces
-    "Passes pieces of a text on, and tells at its end how fast they came"
+    "Passes pieces of a text on, and measures their speed"
     start = time.perf_counter()
     n_tokens = yield from pieces
     if n_tokens:
-        say(f"{n_tokens:,} tokens, {n_tokens/(time.perf_counter() - start):,.0f} tokens/s")
+        told.append(f"{n_tokens:,} tokens, {n_tokens/(time.perf_counter() - start):,.0f} tokens/s")
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0095
 def texts_of(
@@ -626,10 +627,11 @@ def texts_of(
     stop: list, # strings that end a text
     batch_size: int, # prompts that are written at once
     settings: dict, # as of `generate`
+    told: list, # as of `with_speed`
 ): # yields pieces of text for each prompt
     "A single text as it is drawn; several as they are done"
     if len(prompts) == 1:
-        yield with_speed(stream(model, tokenizer, prompts[0], stop, **settings))
+        yield with_speed(stream(model, tokenizer, prompts[0], stop, **settings), told)
         return
     many = generate_many(model, tokenizer, prompts, stop, batch_size, progress=True, **settings)
     for text in many:
@@ -720,10 +722,11 @@ def neox_generate(
     if chat:
         return talk(checkpoint_path=path, **settings)
     model, tokenizer = open_checkpoint(path, tell=True)
-    texts, loops = texts_of(model, tokenizer, prompts, stop, batch_size, settings), []
+    told, loops = [], []
+    texts = texts_of(model, tokenizer, prompts, stop, batch_size, settings, told)
     print_texts(prompts, watched(texts, loops), jsonl)
-    if loop_note(loops):
-        say(loop_note(loops))
+    for line in filter(None, [*told, loop_note(loops)]):    # below the text, whose line has ended
+        say(line)
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0038
 neox_generate_main = command(neox_generate)

@@ -6,7 +6,7 @@
 __all__ = ['ONE_VALUE', 'HEAD', 'neox_tune_main', 'RateCurve', 'check_rates', 'range_test', 'find_rate', 'split_values',
            'parse_axis', 'check_axes', 'grid', 'Sweep', 'empty_row', 'sweep_table', 'as_number', 'sweep_lines',
            'draw_sweep', 'write_sweep', 'point_name', 'failure_line', 'settings_with', 'run_point', 'is_rate_picture',
-           'claim_sweep', 'held_sweep', 'run_points', 'tune', 'draw_rate', 'suggest_rate', 'neox_tune']
+           'claim_sweep', 'held_sweep', 'run_points', 'check_points', 'tune', 'draw_rate', 'suggest_rate', 'neox_tune']
 
 # %% ../../nbs/engine/tune.ipynb #17d418d4
 import copy
@@ -21,7 +21,15 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .base import NeoxError, command, locked, reason, remove_empty, say
+from shakespeare_neox.engine.base import (
+    NeoxError,
+    command,
+    hushed,
+    locked,
+    reason,
+    remove_empty,
+    say,
+)
 from .device import DeviceTrainer, kept_memory
 from .recipe import Recipe, merge, parse_override, read_recipes
 from .report import first_line, import_matplotlib, write_figure
@@ -200,7 +208,8 @@ def empty_row(
     "What is known of a run before it has trained"
     return dict(setting=", ".join(word.replace("optimizer.params.", "") for word in words),
                 values=[word.split("=", 1)[1] for word in words],
-                loss=math.inf, bits_per_byte=math.inf, seconds=0.0, error="")
+                loss=math.inf, bits_per_byte=math.inf, seconds=0.0, error="",
+                curve=[])                              # (step, validation loss) of each evaluation
 
 # %% ../../nbs/engine/tune.ipynb #c677dbc7
 HEAD = "| setting | validation loss (nats) | bits per byte | seconds |"   # a sweep's page has it
@@ -265,16 +274,33 @@ def plot(self: Sweep,
         ax.legend(fontsize=9)
     return ax
 
+# %% ../../nbs/engine/tune.ipynb #1a483dfd
+@patch
+def plot_curves(self: Sweep,
+    ax, # matplotlib's axes
+): # the same axes
+    "Draws the validation loss of each run along its steps"
+    for row in self.rows:
+        if row["curve"]:
+            short = row["setting"] if len(row["setting"]) <= 40 else f"{row['setting'][:37]}..."
+            ax.plot(*zip(*row["curve"]), "o-", label=short.replace("$", r"\$"))
+    ax.set(xlabel="step", ylabel="validation loss (nats)")
+    if 0 < len(ax.lines) <= 10:
+        ax.legend(fontsize=9)
+    return ax
+
 # %% ../../nbs/engine/tune.ipynb #cf8e78e8
 def draw_sweep(
     sweep: Sweep, # so far
     path: Path, # a PNG
 ):
-    "Writes the plot of a sweep"
+    "Writes the two plots of a sweep side by side"
     import_matplotlib()
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(6.5, 3), layout="constrained")
-    sweep.plot(figure.subplots())
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    last, along = figure.subplots(1, 2)
+    sweep.plot(last)
+    sweep.plot_curves(along)
     write_figure(figure, path)
 
 # %% ../../nbs/engine/tune.ipynb #ce70c866
@@ -283,7 +309,7 @@ def write_sweep(
 ):
     "Writes tune.md and tune.png; where the disk is full, the runs themselves are kept"
     folder = sweep.folder
-    page = f"# {folder.name}\n\n{sweep_table(sweep)}\n\n![loss of each setting](tune.png)\n"
+    page = f"# {folder.name}\n\n{sweep_table(sweep)}\n\n![losses of each setting](tune.png)\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder/"tune.md", page)
@@ -343,8 +369,10 @@ def run_point(
         return row | dict(error=failure_line(e))
     if not math.isfinite(result.best_loss):
         return row | dict(error=f"its validation loss is {result.best_loss}")
+    curve = [(event["step"], event["loss"]) for event in result.events
+             if event["event"] == "evaluation" and math.isfinite(event["loss"])]
     return row | dict(loss=result.best_loss, bits_per_byte=result.bits_per_byte,
-                      seconds=result.seconds)
+                      seconds=result.seconds, curve=curve)
 
 # %% ../../nbs/engine/tune.ipynb #4dee0f8e
 def is_rate_picture(
@@ -417,6 +445,24 @@ def run_points(
     return sweep
 
 # %% ../../nbs/engine/tune.ipynb #22261996
+def check_points(
+    name: str, # of the recipe
+    shared: dict, # settings of all runs
+    points: list, # words of each setting
+    fixed: list, # words that are the same in all
+):
+    "Raises an error if no setting is one that can be trained"
+    errors = []
+    for point in points:
+        try:
+            with hushed():                              # what is overridden is said later
+                sort_settings(name, settings_with(shared, fixed + point))
+        except NeoxError as e:
+            errors.append(e)
+    if len(errors) == len(points):
+        raise errors[0]
+
+# %% ../../nbs/engine/tune.ipynb #ace08c78
 def tune(
     *recipes: str, # names or paths of recipes
     words: list, # key=value,value,... for each key to vary, key=value for what all share
@@ -428,6 +474,7 @@ def tune(
     points, fixed = grid(words)
     for word in fixed + sum(points, []):
         parse_override(word)                            # raises an error for what is no value
+    check_points(name, shared, points, fixed)
     folder = Path(folder or f"runs/{name}-tune")
     axes = [word.split("=")[0] for word in points[0]]
     with held_sweep(folder):
@@ -484,6 +531,13 @@ def neox_tune(
     command = shlex.join(["neox_tune", *words, *folder])
     sweep = tune(*recipes, words=settings, folder=checkpoint_dir or None, command=command)
     say(sweep)
+    if all(row["error"] for row in sweep.rows):
+        raise NeoxError(f"{sweep.folder/'tune.md'}: no setting could be trained; it says why")
     print(sweep.folder/"tune.md")
+
+neox_tune.notes = """\
+settings:       values with commas are compared: optimizer.params.lr=5e-4,2e-3 (the learning rate);
+                one value is for all runs: train_iters=300 use_wandb=true
+result:         FOLDER/tune.md and tune.png, and a folder for each run beside them"""
 
 neox_tune_main = command(neox_tune)

@@ -21,22 +21,14 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from shakespeare_neox.engine.base import (
-    NeoxError,
-    command,
-    hushed,
-    locked,
-    reason,
-    remove_empty,
-    say,
-)
+from .base import NeoxError, command, locked, reason, remove_empty, say
 from .device import DeviceTrainer, kept_memory
 from .recipe import Recipe, merge, parse_override, read_recipes
 from .report import first_line, import_matplotlib, write_figure
 from .run import make_run, train_recipe
 
 # %% ../../nbs/engine/tune.ipynb #2175baff
-from .base import write_whole
+from .base import hushed, write_whole
 from .recipe import sort_settings
 
 # %% ../../nbs/engine/tune.ipynb #02aadd02

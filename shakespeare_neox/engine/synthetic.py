@@ -124,8 +124,10 @@ THINGS = """
     hours minutes days weeks months temperatures pressures speeds distances volumes areas angles
     depths""".split()
 PEOPLE = "Ada Bela Chen Dora Emre Fatou Grete Hana Ivo Jana Kofi Lena Mina Noor Otto Petra".split()
-PLACES = ("workshop", "library", "market", "school", "office", "garage", "post office", "museum",
-          "sports club", "farm shop", "theatre", "railway station", "kitchen", "laboratory")
+PLACES = ("in the workshop", "in the library", "at the market", "at the school", "in the office",
+          "in the garage", "at the post office", "in the museum", "at the sports club",
+          "in the farm shop", "at the theatre", "at the railway station", "in the kitchen",
+          "in the laboratory")
 AUDIENCES = {
     "a child": "You know how to count; that is all you need here.",
     "a beginner": "If you have written a few lines of Python before, you are ready.",
@@ -134,11 +136,11 @@ AUDIENCES = {
     "a colleague": "You may have written this many times; here is why it works.",
 }
 STYLES = {
-    "story": "{who} works at the {place} and keeps a note of {a} and {b}. A question comes up.",
-    "question": "Question from {who} at the {place}, about {a} and {b}: how is this computed?",
-    "recipe": "A recipe from the {place}. Ingredients: {a}. Leave {b} aside. {who} wrote it down.",
-    "letter": "Dear {who}, you asked how we handle {a} at the {place}; {b} come later.",
-    "plain": "Take some {a}, as in the {place} where {who} works; {b} would do as well.",
+    "story": "{who} works {place} and keeps a list of {a} and {b}. A question comes up.",
+    "question": "{who}, who works {place}, asks about {a} and {b}: how is this computed?",
+    "recipe": "A recipe that {who} wrote down {place}. Ingredients: {a}. Leave {b} aside.",
+    "letter": "Dear {who}, you asked how we count {a} {place}; {b} come another day.",
+    "plain": "Take some {a}, as {who} does {place}; some {b} would do as well.",
 }
 
 # %% ../../nbs/engine/synthetic.ipynb #0f871f16
@@ -230,7 +232,7 @@ def expression_of(
     k: int, # constant
 ) -> str:
     "A change in words, of a single number"
-    words = {"": "the same number", "squared": "{x} times itself", "raised": "{x} plus {k}",
+    words = {"": "{x} unchanged", "squared": "{x} times itself", "raised": "{x} plus {k}",
              "lowered": "{x} minus {k}", "scaled": "{k} times {x}",
              "opposite": "the opposite of {x}", "shared": "{x} divided by {k}, rounded down",
              "left": "the remainder of {x} by {k}", "gap": "the distance of {x} from {k}"}
@@ -305,12 +307,14 @@ def until_task(
 
 # %% ../../nbs/engine/synthetic.ipynb #62ae2f36
 WORD_CONDITIONS = (
-    Piece("long", "longer than {k} letters", "len({x}) > {k}", lambda x, k: bool(x[k:])),
-    Piece("short", "no longer than {k} letters", "len({x}) <= {k}", lambda x, k: not x[k:]),
-    Piece("s_ending", "written with s at the end", "{x}.endswith('s')", lambda x, k: x[-1:] == "s"),
-    Piece("without_a", "free of the letter a", "'a' not in {x}", lambda x, k: x.count("a") == 0),
-    Piece("late", "after m in the alphabet", "{x}[0] > 'm'", lambda x, k: ord(x[0]) > 109),
-    Piece("uneven", "of uneven length", "len({x}) % 2 == 1", lambda x, k: bool(len(x) & 1)),
+    Piece("long", "have more than {k} letters", "len({x}) > {k}", lambda x, k: bool(x[k:])),
+    Piece("short", "have at most {k} letters", "len({x}) <= {k}", lambda x, k: not x[k:]),
+    Piece("s_ending", "end with the letter s", "{x}.endswith('s')", lambda x, k: x[-1:] == "s"),
+    Piece("without_a", "do not contain the letter a", "'a' not in {x}",
+          lambda x, k: x.count("a") == 0),
+    Piece("late", "start with a letter after m", "{x}[0] > 'm'", lambda x, k: ord(x[0]) > 109),
+    Piece("uneven", "have an odd number of letters", "len({x}) % 2 == 1",
+          lambda x, k: bool(len(x) & 1)),
 )
 WORD_CHANGES = (
     Piece("loud", "{a} in capitals", "{x}.upper()", lambda x, k: "".join(map(str.upper, x))),
@@ -326,7 +330,7 @@ WORD_SUMMARIES = (
             "result.append({change})", lambda x: " ".join(x)),
     Summary("sorted", "a sorted list of {what}", "sorted({each})", "result = []",
             "result.append({change})", sorted),
-    Summary("letters", "how many letters there are in all of {what}", "", "result = 0",
+    Summary("letters", "how many characters there are in all of {what}", "", "result = 0",
             "result += len({change})", lambda x: len("".join(x))),
 )
 WORD_ENDINGS["text"] = "return ' '.join(result)"
@@ -341,7 +345,7 @@ def word_task(
     summary, k, m = rng.choice(WORD_SUMMARIES), rng.randint(4, 6), rng.randint(2, 3)
     said, name = condition.say.format(k=k), f"{a}_names"
     what = summary.say.format(what=change.say.format(a="them", k=m))
-    doc = f"Take the names that are {said}. {rng.choice(VERBS)} {what}."
+    doc = f"Take the names that {said}. {rng.choice(VERBS)} {what}."
     test, new = condition.code.format(x="x", k=k), change.code.format(x="x", k=m)
     if summary.word == "letters":
         short = f"return sum(len({new}) for x in {name} if {test})"
@@ -351,7 +355,7 @@ def word_task(
     inputs = tuple((rng.sample(THINGS, n),) for n in (5, 6, 4, 1)) + (([],),)
     kept = [[x for x in given if condition.does(x, k)] for given, in inputs]
     answers = tuple(summary.does([change.does(x, m) for x in one]) for one in kept)
-    why = f"Of these names, {kept[0] or 'none'} are {said}."
+    why = f"These names {said}: {', '.join(kept[0]) or 'none'}."
     return Task("text/words", named(summary.word, condition.word, change.word, a), name, doc,
                 bodies, inputs, answers, why)
 
@@ -391,7 +395,7 @@ def price_task(
     k, m = rng.randint(2, 9), rng.randint(2, 9)
     said = condition.say.format(k=k)
     doc = (f"{rng.choice(VERBS)} a new dictionary of the {a} whose price is {said}, with the price "
-           f"{expression_of(change, 'p', m)} for each price p.")
+           f"{expression_of(change, 'p', m)}, for each price p.")
     test, new = condition.code.format(x="price", k=k), change.code.format(x="price", k=m)
     bodies = (f"return {{name: {new} for name, price in {a}.items() if {test}}}",
               f"result = {{}}\nfor name, price in {a}.items():\n    if {test}:\n"
@@ -408,9 +412,9 @@ def price_task(
 PAIRS = (
     ("differences", "the differences", "x - y", lambda x, y: -y + x),
     ("products", "the products", "x * y", lambda x, y: y*x),
-    ("larger", "the larger one", "max(x, y)", lambda x, y: x if x > y else y),
-    ("smaller", "the smaller one", "min(x, y)", lambda x, y: y if x > y else x),
-    ("gaps", "the distance", "abs(x - y)", lambda x, y: max(x, y) - min(x, y)),
+    ("larger", "the larger number", "max(x, y)", lambda x, y: x if x > y else y),
+    ("smaller", "the smaller number", "min(x, y)", lambda x, y: y if x > y else x),
+    ("gaps", "the distances", "abs(x - y)", lambda x, y: max(x, y) - min(x, y)),
     ("weighted", "the first plus {k} times the second", "x + {k} * y", None),
 )
 
@@ -480,7 +484,7 @@ SECOND_STEPS = (              # second steps; {x} is the first one
     Piece("scaled", "{x}, times {k}", "{k} * {x}", lambda x, k: x*k),
     Piece("shared", "{x}, divided by {k} and rounded down", "{x} // {k}",
           lambda x, k: math.floor(x/k)),
-    Piece("above", "whether {x} is above {k}", "{x} > {k}", lambda x, k: max(x, k) != k),
+    Piece("above", "whether this is above {k}: {x}", "{x} > {k}", lambda x, k: max(x, k) != k),
 )
 
 # %% ../../nbs/engine/synthetic.ipynb #b9d9ab4c
@@ -587,42 +591,81 @@ def make_task(
     return kind(rng, a, b) if kind in (step_task, pair_task) else kind(rng, a)
 
 # %% ../../nbs/engine/synthetic.ipynb #e4f5f08e
-IDEAS = {
-    "lists": ("A list is taken apart value by value. Each is tested; what passes is used.",
-              "Three things happen to each value: it is looked at, perhaps changed, and then kept.",
-              "Whoever can say which values count, and what is done with them, has the program."),
-    "decisions": ("A program that decides asks a question whose answer is True or False.",
-                  "Two cases, two answers: the test decides which line is reached.",
-                  "Once `return` is reached the function ends; nothing behind it happens."),
-    "loops": ("A loop repeats its body; what changes from one round to the next is the variable.",
-              "Before the loop stands the start, in the loop one step, after it the result.",
-              "Ask of each loop: where does it begin, what is one step, when does it end?"),
-    "text": ("A word is a row of letters, and can be measured, cut and joined like a list.",
-             "Words never change; each step makes a new one.",
-             "Letters have positions from 0, and a slice takes a part of them."),
-    "steps": ("Say the steps in their order, and each becomes a piece of the program.",
-              "What comes first is computed first; brackets keep it together.",
-              "A step that has a name of its own is easier to check."),
-    "dictionaries": ("A dictionary remembers a value for each key.",
-                     "Look a key up, and you have its value at once, however many keys there are.",
-                     "A key stands once; storing it again replaces what was there."),
+IDEAS = {                     # of a kind of task, or of a branch
+    "lists/filter and summarize": (
+        "A list is taken apart value by value. Each is tested; what passes is used.",
+        "Each value is looked at; one that passes is perhaps changed, and then counts.",
+        "Whoever can say which values count, and what is done with them, has the program."),
+    "lists/pairs": (
+        "`zip` walks along two lists side by side.",
+        "Two lists make pairs: the first with the first, the second with the second, and so on.",
+        "Each pair gives one value; then the values are put together."),
+    "decisions": (
+        "A program that decides asks a question whose answer is True or False.",
+        "Two cases, two answers: the test decides which of them is given.",
+        "Once `return` is reached the function ends; nothing behind it happens."),
+    "loops/counting": (
+        "`range` gives one number after the other, and a loop looks at each of them.",
+        "What changes from one round of a loop to the next is its variable.",
+        "Ask of each loop: where does it begin, what is one step, when does it end?"),
+    "loops/until a limit": (
+        "A `while` loop goes on as long as its test is True.",
+        "Nobody knows beforehand how many rounds it takes; the test decides.",
+        "Ask of each loop: where does it begin, what is one step, when does it end?"),
+    "text": (
+        "A word is a row of letters, and can be measured, cut and joined like a list.",
+        "A word never changes; each step makes a new one.",
+        "Letters have positions, and the first is 0."),
+    "steps": (
+        "Say in words what is computed, and the program follows the words.",
+        "What comes in has a name; the body says what becomes of it.",
+        "`return` hands the result to whoever called the function."),
+    "dictionaries/groups": (
+        "A dictionary remembers a value for each key.",
+        "The first number of a group makes a new key; the others find it there.",
+        "Look a key up, and you have its value at once, however many keys there are."),
+    "dictionaries/changed values": (
+        "A dictionary remembers a value for each key.",
+        "`items()` gives a key together with its value.",
+        "A new dictionary is built, key by key."),
 }
-WARNINGS = {
-    "lists": ("An empty list is a case too: try it.", "The list itself is not changed here.",
-              "A condition that is the wrong way round gives an answer too, only a wrong one."),
-    "decisions": ("Try a value on each side of the limit, and the limit itself.",
-                  "A single `=` stores, two compare.", "What should happen at exactly the limit?"),
-    "loops": ("`range(1, n)` ends before n; hence the + 1.",
-              "If nothing changes, a loop never ends.",
-              "The start belongs before the loop, not in it."),
-    "text": ("Capitals and small letters are different letters.",
-             "A position behind the end is an error; a slice behind it is only empty.",
-             "An empty text is a text."),
-    "steps": ("Try a small input by hand first.", "Division with `//` always rounds down.",
-              "Without brackets, times comes before plus."),
-    "dictionaries": ("A key that is not there is an error, unless you ask with `in` first.",
-                     "Keys keep the order in which they came.",
-                     "Changing a dictionary while you go through it is an error."),
+WARNINGS = {                  # of a kind of task, or of a branch
+    "lists/filter and summarize": (
+        "An empty list is a case too: try it.",
+        "The list itself is not changed here.",
+        "A condition that is the wrong way round gives an answer too, only a wrong one."),
+    "lists/pairs": (
+        "`zip` ends with the shorter of the lists.",
+        "The lists themselves are not changed here.",
+        "Two empty lists make no pairs: try it."),
+    "decisions": (
+        "Try both cases, not only the one that you expect.",
+        "A single `=` stores, two compare.",
+        "Each input gets exactly one of the two answers."),
+    "loops/counting": (
+        "`range(1, n)` ends before n; hence the + 1.",
+        "Try 0 and 1 as well: short loops show mistakes.",
+        "Each number is looked at once, in rising order."),
+    "loops/until a limit": (
+        "If nothing changes, a loop never ends.",
+        "What is above the limit at the start gives an empty list.",
+        "Each value is stored before it is changed, or the first one would be lost."),
+    "text": (
+        "Capitals and small letters are different letters.",
+        "An empty list of names is a case too: try it.",
+        "The names in the list stay as they are."),
+    "steps": (
+        "Try a small input by hand first.",
+        "Two inputs tell more than one: try another.",
+        "Compare the result with one that you have worked out yourself."),
+    "dictionaries/groups": (
+        "A key that is new needs a value to start from.",
+        "Keys keep the order in which they came.",
+        "Two numbers with the same key end up in the same group."),
+    "dictionaries/changed values": (
+        "Changing a dictionary while you go through it is an error, so a new one is made.",
+        "Keys keep the order in which they came.",
+        "An empty dictionary is a case too: try it."),
 }
 PRINTED = "\0printed\0"
 
@@ -644,16 +687,16 @@ def lesson_text(
     words: dict, # "who", "place", "a", "b": must occur
 ) -> str:
     "A lesson of one example and one exercise"
-    branch = first.topic.split("/")[0]
+    topic = first.topic if first.topic in IDEAS else first.topic.split("/")[0]
     audience, fits = rng.choice(list(AUDIENCES.items()))
     opening = STYLES[rng.choice(list(STYLES))].format(**words)
     example = f"{first.code(rng.randrange(9))}\nprint({first.call()})"
     other = f"{second.code(rng.randrange(9))}"
     asked = rng.choice(["Now you", "An exercise", "Try it", "One more"])
     return (f"# {first.topic.split('/')[1].capitalize()}, with {words['a']}\n\n"
-            f"A lesson for {audience}. {fits}\n\n{opening}\n\n{rng.choice(IDEAS[branch])} "
+            f"A lesson for {audience}. {fits}\n\n{opening}\n\n{rng.choice(IDEAS[topic])} "
             f"We want this: {first.doc}\n\n```python\n{example}\n```\n\nIt prints `{PRINTED}`. "
-            f"{first.why} {rng.choice(WARNINGS[branch])}\n\n{asked}: {second.doc}\n\n"
+            f"{first.why} {rng.choice(WARNINGS[topic])}\n\n{asked}: {second.doc}\n\n"
             f"```python\n{other}```\n\nFor example, `{second.call()}` is "
             f"`{second.answers[0]!r}`.\n")
 
@@ -852,7 +895,8 @@ def make_synthetic(
 
 # %% ../../nbs/engine/synthetic.ipynb #66fe941f
 REQUEST = """\
-Write a short lesson on Python for {audience}, about {topic}. Use these words: {a}, {b}, {place}. \
+Write a short lesson on Python for {audience}, about {topic}. It plays {place}, and these words \
+occur: {a}, {b}. \
 Explain one idea in plain sentences, show it with one or two functions that have docstrings, in \
 ```python blocks, test them with assert, and end with an exercise and its solution in code. \
 Use only the standard library."""

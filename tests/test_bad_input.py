@@ -72,6 +72,13 @@ def test_text(main, kind, capsys):
     )
 
 
+@pytest.mark.parametrize("folder", ["", "texts/"])
+def test_a_slip_in_the_name_of_a_file(folder, capsys):
+    put(f"{folder}my_book.txt")
+    slip = f"{folder}mybook.txt"
+    untouched(train, [*FEW, "--data_path", slip], capsys, slip, f"(nearest: {folder}my_book.txt)")
+
+
 @pytest.mark.parametrize("main", [prepare, tokenizer], ids=["prepare", "tokenizer"])
 def test_folder_without_text(main, capsys):
     put("pictures/a.png", b"\x89PNG")

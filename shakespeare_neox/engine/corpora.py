@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CORPORA', 'JOINED', 'HEADING', 'DETOKENIZED', 'Source', 'read_sources', 'own_files', 'compare_own', 'hub_files',
            'find_files', 'Corpus', 'check_parts', 'Passing', 'join_words', 'detokenized', 'wrong_files', 'all_wrong',
-           'Counts', 'corpus_name', 'no_such_corpus', 'local_files', 'is_known', 'load_corpus', 'given_texts',
-           'json_value', 'plain_line', 'write_plain', 'usual_file', 'write_usual']
+           'Counts', 'corpus_name', 'file_beside', 'no_such_corpus', 'local_files', 'is_known', 'load_corpus',
+           'given_texts', 'json_value', 'plain_line', 'write_plain', 'usual_file', 'write_usual']
 
 # %% ../../nbs/engine/corpora.ipynb #2d145815
+import difflib
 import glob
 import hashlib
 import io
@@ -430,6 +431,16 @@ def corpus_name(
 # %% ../../nbs/engine/corpora.ipynb #b692f102
 DETOKENIZED = "detokenized"                             # behind a name and a colon
 
+def file_beside(
+    name: str, # a path that leads to nothing
+) -> list: # of one path, or of none
+    "The file of the same folder whose name is nearest"
+    try:
+        beside = [str(path) for path in Path(name).parent.iterdir() if path.is_file()]
+    except (OSError, ValueError):
+        return []
+    return difflib.get_close_matches(name, beside, n=1, cutoff=0.75)
+
 def no_such_corpus(
     name: str, # that is neither known nor on the disk
 ) -> NeoxError: # to be raised
@@ -440,7 +451,7 @@ def no_such_corpus(
     if kind in CORPORA and form == DETOKENIZED:
         return NeoxError(f"{name}: words and signs of {kind} are not apart; give {kind}")
     return NeoxError(f"{name}: neither a file nor a folder nor a known corpus"
-                     f"{nearest(name, CORPORA)}")
+                     f"{nearest(name, [*file_beside(name), *CORPORA])}")
 
 # %% ../../nbs/engine/corpora.ipynb #e527d59e
 def local_files(

@@ -529,7 +529,7 @@ def neox_tune(
 
 neox_tune.notes = """\
 settings:       values with commas are compared: optimizer.params.lr=5e-4,2e-3 (the learning rate);
-                one value is for all runs: train_iters=300 use_wandb=true
+                one value is for all runs: train_iters=300 eval_interval=50 use_wandb=true
 result:         FOLDER/tune.md and tune.png, and a folder for each run beside them"""
 
 neox_tune_main = command(neox_tune)

@@ -34,8 +34,9 @@ RECIPES = {
 }  # name -> recipes, settings
 TEXTS = {
     STORIES: " It read 3.5 MB of TinyStories: the first 2,316 stories of the first version and the "
-    "first 1,727 of the second. The loss is that of the first 0.8 MB of the first version's "
-    "validation text.",
+    "first 1,727 of the second. The loss is that of the first 82,000 "
+    "tokens of the first version's validation text, whose stories are easier than those behind "
+    "them: over its first 0.8 MB it is 2.52 nats per token.",
 }  # name -> what its card says of the text
 
 

@@ -9,29 +9,29 @@ import sys
 import pytest
 import torch
 
-from shakespeare_neox.engine.checkpoints import shipped
+from shakespeare_neox.engine.checkpoints import SHIPPED, STORIES, shipped
 from shakespeare_neox.engine.tokens import load_tokenizer
 from shakespeare_neox.model import GPT
 
+BUNDLED = pytest.mark.parametrize("name", [SHIPPED, STORIES])
 
-def test_opens_in_transformers():
+
+@BUNDLED
+def test_opens_in_transformers(name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    theirs, tok = (
-        AutoModelForCausalLM.from_pretrained(shipped(), torch_dtype=torch.float32).eval(),
-        AutoTokenizer.from_pretrained(shipped()),
-    )
-    ours, ids = (
-        GPT.from_pretrained(shipped()),
-        tok("ROMEO:\nWhat light", return_tensors="pt").input_ids,
-    )
-    assert ids[0].tolist() == load_tokenizer(shipped()).encode("ROMEO:\nWhat light")
+    text = "ROMEO:\nWhat light"
+    theirs = AutoModelForCausalLM.from_pretrained(shipped(name), torch_dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(shipped(name))(text, return_tensors="pt").input_ids
+    ours = GPT.from_pretrained(shipped(name))
+    assert ids[0].tolist() == load_tokenizer(shipped(name)).encode(text)
     with torch.no_grad():
         assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-4
 
 
-def test_small_enough_for_the_package():
-    assert sum(p.stat().st_size for p in shipped().iterdir()) < 4_000_000
+@BUNDLED
+def test_small_enough_for_the_package(name):
+    assert sum(p.stat().st_size for p in shipped(name).iterdir()) < 4_000_000
 
 
 @pytest.mark.skipif(not os.environ.get("NEOX_DATA"), reason="needs NEOX_DATA")

@@ -629,6 +629,8 @@ IDEAS = {                     # of a kind of task, or of a branch
         "`items()` gives a key together with its value.",
         "A new dictionary is built, key by key."),
 }
+
+# %% ../../nbs/engine/synthetic.ipynb #38b649e9
 WARNINGS = {                  # of a kind of task, or of a branch
     "lists/filter and summarize": (
         "An empty list is a case too: try it.",

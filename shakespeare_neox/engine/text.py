@@ -184,11 +184,10 @@ def beyond_encoding(
 ) -> NeoxError: # to be raised; None if only the encoding is wrong
     "What to say of bytes that no encoding explains"
     for magic, kind in ARCHIVES.items():
-        if kind == "a zip archive" and begins.startswith(magic) and what_is_zipped(path):
-            return NeoxError(f"{path}: {what_is_zipped(path)}, not text; save it as plain text "
-                             "(.txt, UTF-8) first")
         if begins.startswith(magic):
-            return NeoxError(f"{path}: {kind}, not text; unpack or export it first")
+            document = what_is_zipped(path) if kind == "a zip archive" else ""
+            advice = "save it as plain text (.txt, UTF-8)" if document else "unpack or export it"
+            return NeoxError(f"{path}: {document or kind}, not text; {advice} first")
     if is_mixed(sample):
         return NeoxError(f"{path}: UTF-8, but for {wrong}: damaged, "
                          "or two encodings in one file; fix that place")

@@ -16,7 +16,7 @@ from conftest import refuses, succeeds, tree
 from shakespeare_neox.engine import tune as module
 from shakespeare_neox.engine.base import NeoxError
 from shakespeare_neox.engine.recipe import load_config
-from shakespeare_neox.engine.tune import RateCurve, find_rate, grid, neox_tune_main, tune
+from shakespeare_neox.engine.tune import RateCurve, find_rate, neox_tune_main, tune
 
 TINY = dict(
     num_layers=1,
@@ -219,6 +219,20 @@ def test_two_points(here, capsys):
     again = sweep("optimizer.params.lr=1e-3,2e-2")
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
     assert capsys.readouterr().err.count("is complete") == 2
+    places = [folder / "optimizer.params.lr_1e-3", folder / "optimizer.params.lr_2e-2"]
+    for place in places:
+        assert "wandb_group: quickstart-tune" in (place / "config.yml").read_text()
+    before = {place: tree(place) for place in places}
+    words = [*map(str, places), "--checkpoint_dir", "pair"]
+    assert succeeds(neox_tune_main, words, capsys).out.strip() == str(Path("pair/tune.md"))
+    table = rows("pair")
+    assert {name.split(": ")[0] for name in table} == {place.name for place in places}
+    assert [numbers[0] for numbers in table.values()] == [
+        f"{row['loss']:.4f}" for row in result.rows
+    ]
+    assert before == {place: tree(place) for place in places}
+    refuses(neox_tune_main, [str(places[0])], capsys, "two or more")
+    refuses(neox_tune_main, [str(places[0]), str(here)], capsys, "no run here")
 
 
 @pytest.mark.parametrize(
@@ -363,11 +377,10 @@ def test_settings_that_differ_in_signs_alone(here, monkeypatch):
         ([], "nothing to compare"),
         (["seed=1,,2"], "a value is missing"),
         (["seed=,"], "a value is missing"),
+        (["lr=1e-3"], "is called optimizer.params.lr"),
     ],
 )
 def test_words_that_make_no_sweep(here, capsys, words, says):
-    with pytest.raises(NeoxError, match=says):
-        grid(words)
     refuses(neox_tune_main, ["quickstart", *words], capsys, says)
     assert not any(here.iterdir())
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ONE_VALUE', 'HEAD', 'neox_tune_main', 'RateCurve', 'check_rates', 'range_test', 'find_rate', 'split_values',
            'parse_axis', 'check_axes', 'grid', 'Sweep', 'empty_row', 'sweep_table', 'as_number', 'sweep_lines',
-           'draw_sweep', 'write_sweep', 'point_name', 'failure_line', 'settings_with', 'run_point', 'is_rate_picture',
-           'claim_sweep', 'held_sweep', 'run_points', 'check_points', 'tune', 'draw_rate', 'suggest_rate', 'neox_tune']
+           'draw_sweep', 'write_sweep', 'point_name', 'failure_line', 'settings_with', 'dotted', 'run_point',
+           'is_rate_picture', 'claim_sweep', 'held_sweep', 'run_points', 'check_points', 'tune', 'differing_keys',
+           'finished_row', 'compare_runs', 'draw_rate', 'suggest_rate', 'neox_tune']
 
 # %% ../../nbs/engine/tune.ipynb #17d418d4
 import copy
@@ -30,6 +31,7 @@ from .run import make_run, train_recipe
 # %% ../../nbs/engine/tune.ipynb #2175baff
 from .base import hushed, write_whole
 from .recipe import sort_settings
+from .report import best_event, evaluations, read_run
 
 # %% ../../nbs/engine/tune.ipynb #02aadd02
 @dataclass
@@ -174,9 +176,6 @@ def grid(
     axes = [parse_axis(word) for word in words]
     check_axes(axes)
     varied = [axis for axis in axes if len(axis) > 1]
-    if not varied:
-        raise NeoxError("nothing to compare; give a key several values, "
-                        "such as optimizer.params.lr=5e-4,2e-3")
     fixed = [axis[0] for axis in axes if len(axis) == 1]
     return [list(point) for point in itertools.product(*varied)], fixed
 
@@ -214,7 +213,8 @@ def sweep_table(
         return text.replace("|", "\\|").replace("\n", " ")
     lines = [HEAD, "|---|---|---|---|"]
     for row in sweep.rows:
-        numbers = f"{row['loss']:.4f} | {row['bits_per_byte']:.4f} | {row['seconds']:.0f}"
+        seconds = f"{row['seconds']:.0f}" if row["seconds"] else ""
+        numbers = f"{row['loss']:.4f} | {row['bits_per_byte']:.4f} | {seconds}"
         if row["error"]:
             numbers = f"{cell(row['error'])} | |"
         lines.append(f"| {cell(row['setting'])} | {numbers} |")
@@ -261,8 +261,11 @@ def plot(self: Sweep,
     values = sorted({place for line in lines.values() for place, _ in line})
     if along and values and values[0] > 0 and values[-1]/values[0] > 20:
         ax.set_xscale("log")
+    if along and len(values) <= 6:                      # a tick for each value that was tried
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.set_xticks([], minor=True)
     ax.set(xlabel=along or "setting", ylabel="validation loss (nats)")
-    if lines:
+    if len(lines) > 1:                                  # a single line needs no name
         ax.legend(fontsize=9)
     return ax
 
@@ -343,6 +346,20 @@ def settings_with(
     merge(changed, *map(parse_override, words))
     return changed
 
+# %% ../../nbs/engine/tune.ipynb #d7dc0152
+def dotted(
+    settings: dict, # of a recipe, with dicts inside
+    prefix: str = "", # of the keys
+) -> dict: # the same in one level
+    "Settings under keys such as optimizer.params.lr"
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
 # %% ../../nbs/engine/tune.ipynb #9604d8a1
 def run_point(
     name: str, # of the recipe
@@ -361,8 +378,7 @@ def run_point(
         return row | dict(error=failure_line(e))
     if not math.isfinite(result.best_loss):
         return row | dict(error=f"its validation loss is {result.best_loss}")
-    curve = [(event["step"], event["loss"]) for event in result.events
-             if event["event"] == "evaluation" and math.isfinite(event["loss"])]
+    curve = [(event["step"], event["loss"]) for event in evaluations(result.events)]
     return row | dict(loss=result.best_loss, bits_per_byte=result.bits_per_byte,
                       seconds=result.seconds, curve=curve)
 
@@ -423,6 +439,7 @@ def run_points(
     "Trains one setting after another"
     folder, rows = sweep.folder, []
     write_sweep(sweep)
+    shared = {"wandb_group": folder.name} | shared      # W&B shows the runs of a sweep together
     for number, point in enumerate(points, 1):
         at = f"setting {number} of {len(points)}"
         say(f"{at}: {' '.join(point)}")
@@ -467,10 +484,61 @@ def tune(
     for word in fixed + sum(points, []):
         parse_override(word)                            # raises an error for what is no value
     check_points(name, shared, points, fixed)
+    if points == [[]]:
+        raise NeoxError("nothing to compare; give a key several values, "
+                        "such as optimizer.params.lr=5e-4,2e-3")
     folder = Path(folder or f"runs/{name}-tune")
     axes = [word.split("=")[0] for word in points[0]]
+    own = {key: value for key, value in dotted(shared).items() if key in axes}
     with held_sweep(folder):
+        if own:
+            say(f"{name} itself has {', '.join(f'{key}={own[key]}' for key in own)}")
         return run_points(name, shared, points, fixed, Sweep(folder, [], axes), command)
+
+# %% ../../nbs/engine/tune.ipynb #6381b1da
+def differing_keys(
+    recipes: list, # settings of each run, as `dotted` makes them
+) -> list: # sorted
+    "The keys in which runs differ, but for their names at W&B"
+    keys = sorted({key for settings in recipes for key in settings})
+    def values(key):
+        return {str(settings.get(key)) for settings in recipes}
+    names = ("wandb_run_name", "wandb_group")
+    return [key for key in keys if key not in names and len(values(key)) > 1]
+
+# %% ../../nbs/engine/tune.ipynb #91350727
+def finished_row(
+    folder: Path, # of a run
+    words: list, # key=value in which it differs from others
+) -> dict: # a row of the table
+    "What the log of a run tells"
+    scores = evaluations(read_run(folder)[0])
+    if not scores:
+        raise NeoxError(f"{folder}: its log holds no evaluation yet; train it to its first one")
+    best, row, name = best_event(scores), empty_row(words), folder.resolve().name
+    setting = f"{name}: {row['setting']}" if words else name
+    return row | dict(setting=setting, loss=best["loss"], bits_per_byte=best["bits_per_byte"],
+                      curve=[(event["step"], event["loss"]) for event in scores])
+
+# %% ../../nbs/engine/tune.ipynb #ca0ce394
+def compare_runs(
+    *runs: str, # folders of runs, two or more
+    folder: Path = None, # gets tune.md and tune.png (default: `compared` beside the first run)
+) -> Sweep: # the best run first
+    "Compares runs that are done, or under way, by their logs"
+    runs = [Path(run) for run in runs]
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
+        raise NeoxError(f"{runs[0]}: a run is compared with others; give the folders of two "
+                        "or more, each once")
+    recipes = [dotted(read_run(run)[1]) for run in runs]
+    keys = differing_keys(recipes)
+    rows = [finished_row(run, [f"{key}={recipe.get(key)}" for key in keys])
+            for run, recipe in zip(runs, recipes)]
+    folder = Path(folder or runs[0].resolve().parent/"compared")
+    sweep = Sweep(folder, sorted(rows, key=lambda row: row["loss"]), keys)
+    with held_sweep(folder):
+        write_sweep(sweep)
+    return sweep
 
 # %% ../../nbs/engine/tune.ipynb #3a4c9ade
 def draw_rate(
@@ -505,13 +573,14 @@ def suggest_rate(
     curve = find_rate(recipe)
     drawn = draw_rate(curve, picture)
     say(f"the loss fell fastest at {curve.steepest():.1e}, and was lowest at "
-        f"{curve.minimum():.1e}; a tenth of that is a good first try ({drawn})")
+        f"{curve.minimum():.1e}; a tenth of that is a good first try "
+        f"({drawn}); {name} has {recipe.train.rates['lr']:g}")
     print(f"{curve.suggestion:.1e}")
 
 # %% ../../nbs/engine/tune.ipynb #7495df81
 def neox_tune(
-    *words: str, # names or paths of recipes, and key=value,value settings
-    checkpoint_dir: str = "", # folder of the sweep (default: runs/NAME-tune)
+    *words: str, # recipes and key=value,value settings; or folders of runs that are done
+    checkpoint_dir: str = "", # folder of the result (default: runs/NAME-tune, or runs/compared)
     find_rate: bool = False, # print a learning rate to try, from a short run in which it rises
 ):
     "Compares settings: neox_tune quickstart optimizer.params.lr=5e-4,2e-3 weight_decay=0,0.1"
@@ -521,15 +590,20 @@ def neox_tune(
     settings = [word for word in words if "=" in word]
     folder = ["--checkpoint_dir", checkpoint_dir] if checkpoint_dir else []
     command = shlex.join(["neox_tune", *words, *folder])
-    sweep = tune(*recipes, words=settings, folder=checkpoint_dir or None, command=command)
+    if words and all(Path(word).is_dir() for word in words):
+        sweep = compare_runs(*words, folder=checkpoint_dir or None)
+    else:
+        sweep = tune(*recipes, words=settings, folder=checkpoint_dir or None, command=command)
     say(sweep)
     if all(row["error"] for row in sweep.rows):
         raise NeoxError(f"{sweep.folder/'tune.md'}: no setting could be trained; it says why")
+    say(f"the loss of each setting, and its curve: {sweep.folder/'tune.png'}")
     print(sweep.folder/"tune.md")
 
 neox_tune.notes = """\
 settings:       values with commas are compared: optimizer.params.lr=5e-4,2e-3 (the learning rate);
                 one value is for all runs: train_iters=300 eval_interval=50 use_wandb=true
+done runs:      neox_tune runs/a runs/b compares them by their logs, and trains nothing
 result:         FOLDER/tune.md and tune.png, and a folder for each run beside them"""
 
 neox_tune_main = command(neox_tune)

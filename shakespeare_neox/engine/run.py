@@ -1292,7 +1292,7 @@ def neox_train(
         print(said)
 
 neox_train.notes = """\
-recipes:        quickstart, shakespeare_cpu with fast (or fast sprint, fast long), wiki_cpu,
+recipes:        quickstart, shakespeare_cpu with fast (or fast sprint, twice, long), wiki_cpu,
                 wiki_small, tinystories_1m, tinystories_2m, tinystories_3m, tinystories_15m,
                 textbooks_125m, textbooks_350m, nanogpt_char, llama_char, llama_15m,
                 gpt2_124m, shakespeare_config; --list tells more

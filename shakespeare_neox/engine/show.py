@@ -725,7 +725,7 @@ def simple_parts(
             (f"{n} × block", "block", "attention: a row looks at earlier rows\n"
                                       "MLP: works on each row alone"),
             ("head", "head", f"each row becomes {V:,} numbers, the logits"),
-            ("logits", None, "a number for each possible next token:\n"
+            ("logits", None, "a number for each possible next token\n"
                              "the larger, the more probable")]
 
 def describe_simply(

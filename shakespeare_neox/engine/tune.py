@@ -534,7 +534,7 @@ def compare_runs(
     keys = differing_keys(recipes)
     rows = [finished_row(run, [f"{key}={recipe.get(key)}" for key in keys])
             for run, recipe in zip(runs, recipes)]
-    folder = Path(folder or runs[0].resolve().parent/"compared")
+    folder = Path(folder or runs[0].parent/"compared")
     sweep = Sweep(folder, sorted(rows, key=lambda row: row["loss"]), keys)
     with held_sweep(folder):
         write_sweep(sweep)

@@ -90,6 +90,7 @@ class StackedMuon(torch.optim.Muon):
             for params in stacks.values():
                 self.step_together(params, group)
 
+# %% ../../nbs/engine/optimizers.ipynb #e3de8e5a
 def as_wide(
     matrix: torch.Tensor, # (rows, columns)
 ) -> torch.Tensor: # the same memory, no more rows than columns

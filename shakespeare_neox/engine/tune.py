@@ -500,11 +500,9 @@ def differing_keys(
     recipes: list, # settings of each run, as `dotted` makes them
 ) -> list: # sorted
     "The keys in which runs differ, but for their names at W&B"
-    keys = sorted({key for settings in recipes for key in settings})
-    def values(key):
-        return {str(settings.get(key)) for settings in recipes}
-    names = ("wandb_run_name", "wandb_group")
-    return [key for key in keys if key not in names and len(values(key)) > 1]
+    names = {"wandb_run_name", "wandb_group"}
+    keys = sorted({key for settings in recipes for key in settings} - names)
+    return [key for key in keys if len({str(settings.get(key)) for settings in recipes}) > 1]
 
 # %% ../../nbs/engine/tune.ipynb #91350727
 def finished_row(

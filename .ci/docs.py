@@ -48,9 +48,9 @@ SIDEBAR = {
     "Engine: models and training": "engine/settings engine/attention engine/checkpoints "
     "engine/optimizers engine/recipe engine/report engine/tensorboard engine/device engine/state "
     "engine/run engine/tune engine/show",
-    "Engine: writing and answering": "engine/decode engine/speculative engine/serve "
-    "engine/batching engine/gguf engine/export engine/instructions engine/tuning engine/lora "
-    "engine/chat",
+    "Engine: writing and answering": "engine/decode engine/speculative engine/compiled "
+    "engine/serve engine/batching engine/gguf engine/export engine/instructions engine/tuning "
+    "engine/lora engine/chat",
     "Engine: measuring": "engine/metrics engine/baselines engine/answers engine/preferences "
     "engine/evaluation engine/tasks engine/harness engine/copying engine/archive",
     "Engine: programs that a model wrote": "engine/isolation engine/supervisor engine/sandbox "

@@ -7,6 +7,7 @@ from .engine.base import *
 from .engine.batching import *
 from .engine.chat import *
 from .engine.checkpoints import *
+from .engine.compiled import *
 from .engine.copying import *
 from .engine.corpora import *
 from .engine.decode import *

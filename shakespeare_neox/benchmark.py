@@ -7,8 +7,9 @@ __all__ = ['NANOGPT', 'SHAPE', 'SYSTEMS', 'neox_benchmark_main', 'Contest', 'tak
            'processor_name', 'machine', 'started', 'watch', 'copy_nanogpt', 'nanogpt', 'open_nanogpt', 'score_nanogpt',
            'ours', 'transformers_step', 'transformers_model', 'transformers_speed', 'our_speed', 'nanogpt_speed',
            'model_of_the_race', 'trainers', 'each_turn', 'speeds', 'by_transformers', 'by_us', 'by_guesses', 'writers',
-           'openings', 'check_written', 'writing_contest', 'writing', 'Race', 'run_of_the_race', 'warm_up', 'last_pair',
-           'race', 'draw_race', 'Benchmark', 'check_results', 'write_results', 'benchmark', 'neox_benchmark']
+           'openings', 'earlier_drafts', 'check_written', 'writing_contest', 'writing', 'Race', 'run_of_the_race',
+           'warm_up', 'last_pair', 'race', 'draw_race', 'Benchmark', 'check_results', 'write_results', 'benchmark',
+           'neox_benchmark']
 
 # %% ../nbs/09_benchmark.ipynb #c53cfccf
 import importlib.util
@@ -39,7 +40,7 @@ from .data import eval_batches
 from .engine.base import NeoxError, command, reason, say, write_whole
 from .engine.checkpoints import open_checkpoint, shipped, to_hf
 from .engine.corpora import load_corpus
-from .engine.decode import generate_ids
+from .engine.decode import Decoder, generate_ids
 from .engine.device import best_precision, has_bf16
 from .engine.recipe import load_config
 from .engine.report import import_matplotlib, write_figure
@@ -407,10 +408,16 @@ def by_guesses(
     ids: torch.Tensor, # (1, T) a prompt
     n_new: int, # tokens to write
     turn: int = 0, # number of the round
+    drafts: list = None, # one for each text, used up; a new lookup if not given
+    decoder: Decoder = None, # a compiled one, with no row
 ) -> list: # (1, n_new) ids
     "A text that we write greedily, with guesses that are looked up"
-    passes = speculate(model, None, ids[0].tolist(), LookupDraft(), n_new, temperature=0)
-    return [sum(passes, [])]
+    draft = drafts.pop() if drafts else LookupDraft()
+    passes = speculate(model, None, ids[0].tolist(), draft, n_new, decoder=decoder, temperature=0)
+    text = sum(passes, [])
+    if decoder:
+        decoder.drop(0)
+    return [text]
 
 # %% ../nbs/09_benchmark.ipynb #687afa86
 def writers(
@@ -434,6 +441,17 @@ def openings(
     starts = range(0, len(text) - 16, len(text)//rows)
     ids = [tokenizer.encode(text[start:start + 16]) for start in list(starts)[:rows]]
     return torch.tensor(ids).to(device)
+
+# %% ../nbs/09_benchmark.ipynb #33a6d24c
+def earlier_drafts(
+    model: GPT, # in evaluation mode
+    n_new: int, # tokens of each earlier text
+    n_drafts: int, # how many
+) -> list: # of LookupDraft
+    "Lookups that have read what the model wrote after other openings"
+    ids = openings(33, model.device)[1:]
+    texts = [[*opening, *new] for opening, new in zip(ids.tolist(), by_us(model, ids, n_new))]
+    return [LookupDraft(texts) for _ in range(n_drafts)]
 
 # %% ../nbs/09_benchmark.ipynb #34fabe1f
 def check_written(
@@ -466,7 +484,10 @@ def writing_contest(
             by_transformers, theirs, prompt_lookup_num_tokens=10, eos_token_id=no_end)
     systems |= {"shakespeare_neox": partial(by_us, model)} | (more or {})
     if rows == 1:
-        systems["shakespeare_neox, guesses"] = partial(by_guesses, model)
+        drafts = earlier_drafts(model, n_new, rounds + 1)
+        systems |= {"shakespeare_neox, guesses": partial(by_guesses, model),
+                    "shakespeare_neox, guesses from earlier texts": partial(
+                        by_guesses, model, drafts=drafts)}
     def timed(name, turn): # a system, number of the round
         start = time.perf_counter()
         written[name] = systems[name](ids, n_new, turn=turn)

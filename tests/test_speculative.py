@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shakespeare_neox.engine.checkpoints import open_checkpoint
+from shakespeare_neox.engine.compiled import CompiledDecoder, compiled_decoder
 from shakespeare_neox.engine.decode import generate_ids
 from shakespeare_neox.engine.serve import stream
 from shakespeare_neox.engine.speculative import LookupDraft, ModelDraft, NgramDraft, speculate
@@ -82,3 +83,52 @@ def test_a_greedy_stream_is_the_greedy_text():
         texts.append(text)
         assert text == tokenizer.decode([new for (new,) in steps])
     assert all(texts)
+
+
+def test_earlier_texts_are_looked_up_and_change_nothing():
+    model = a_model(window=128)
+    before = [new for (new,) in generate_ids(model, None, [[4, 5]], 100, temperature=0)]
+    draft, plain = LookupDraft([[4, 5, *before]]), LookupDraft()
+    passes = {}
+    for name, made in (("earlier", draft), ("plain", plain)):
+        written = list(speculate(model, None, [4, 5], made, 100, temperature=0))
+        assert sum(written, []) == before
+        passes[name] = len(written)
+    assert passes["earlier"] < 15 < passes["plain"]
+
+
+def test_a_lookup_forgets_what_is_far_back():
+    draft = LookupDraft([range(70_000), range(200_000, 200_100)])
+    assert len(draft.after) <= 2**18 + 400
+    assert tuple(range(200_000, 200_008)) in draft.after
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_passes_write_the_same_ids(kind):
+    model = a_model(**KINDS[kind])
+    decoder = compiled_decoder(model, None)
+    if decoder is None:
+        pytest.skip("torch.compile does not work here")
+    for most, sampling in ((16, dict(temperature=0)), (30, dict(temperature=0.9, top_k=9))):
+        plain = [new for (new,) in generate_ids(model, None, [[1, 2, 3]], 90, **sampling)]
+        for draft in (None, LookupDraft(), RandomDraft()):
+            passes = speculate(
+                model, None, [1, 2, 3], draft, 90, most=most, decoder=decoder, **sampling
+            )
+            assert sum(passes, []) == plain, (type(draft), sampling)
+            decoder.drop(0)
+
+
+def test_a_text_is_written_where_nothing_compiles(monkeypatch, capsys):
+    def read(self, ids, positions):
+        raise RuntimeError("no compiler")
+
+    model, tokenizer = open_checkpoint("shakespeare")
+    short = "".join(stream(model, tokenizer, "ROMEO:\n", temperature=0, max_new_tokens=60))
+    monkeypatch.setattr(CompiledDecoder, "read", read)
+    monkeypatch.setattr("shakespeare_neox.engine.compiled.WORTH_COMPILING", 50)
+    assert short == "".join(
+        stream(model, tokenizer, "ROMEO:\n", temperature=0, max_new_tokens=60)
+    )
+    said = capsys.readouterr().err
+    assert "compiling for 60 tokens" in said and "(RuntimeError: " in said

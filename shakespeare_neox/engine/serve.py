@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MANY', 'RANGES', 'LONGEST_PROMPTS', 'neox_generate_main', 'check_in_range', 'check_range', 'as_texts', 'as_stops',
            'prompt_ids', 'encode_prompts', 'BoundedStream', 'stop_at', 'held_back', 'Continuation', 'end_ids',
-           'decode_stream', 'ids_one_by_one', 'stream', 'make_decoder', 'by_length', 'drop_ended', 'complete',
-           'in_order', 'progress_line', 'with_progress', 'generate_many', 'generate', 'open_prompts', 'prompt_bytes',
-           'read_text', 'prompt_of', 'read_prompts', 'json_line', 'print_texts', 'one_checkpoint', 'repeated',
-           'with_speed', 'texts_of', 'watched', 'watched_pieces', 'loop_note', 'check_no_prompt', 'talk',
-           'neox_generate']
+           'decode_stream', 'decoder_of_long_texts', 'ids_one_by_one', 'stream', 'make_decoder', 'by_length',
+           'drop_ended', 'complete', 'in_order', 'progress_line', 'with_progress', 'generate_many', 'generate',
+           'open_prompts', 'prompt_bytes', 'read_text', 'prompt_of', 'read_prompts', 'json_line', 'print_texts',
+           'one_checkpoint', 'repeated', 'with_speed', 'texts_of', 'watched', 'watched_pieces', 'loop_note',
+           'check_no_prompt', 'talk', 'neox_generate']
 
 # %% ../../nbs/engine/serve.ipynb #5e2e0004
 import importlib
@@ -28,8 +28,9 @@ from fastcore.basics import patch
 
 from .base import COMMANDS, NeoxError, command, nearest, reason, say
 from .checkpoints import open_checkpoint
+from .compiled import compiled_decoder, is_worth_compiling
 from .copying import ending_loop
-from .decode import Decoder, generate_ids, known_ids
+from .decode import Decoder, known_ids
 from .encodings import likely_encoding
 from .speculative import LookupDraft, speculate
 from ..generate import TextStream
@@ -311,20 +312,31 @@ def decode_stream(
     return text.n_ids
 
 # %% ../../nbs/engine/serve.ipynb #7b245abd
+def decoder_of_long_texts(
+    model: GPT, # in evaluation mode
+    tokenizer: Tokenizer, # of the model
+    max_new_tokens: int, # of one text
+) -> Decoder: # None where compiling does not pay or does not work
+    "A compiled decoder for a text that is long enough, announced"
+    if not is_worth_compiling(model, max_new_tokens):
+        return None
+    say(f"compiling for {max_new_tokens:,} tokens: up to half a minute the first time")
+    return compiled_decoder(model, tokenizer)
+
 def ids_one_by_one(
     model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model
     prompt: list, # ids, at least one
     temperature: float = 1.0, # 0 always takes the most likely id
-    **settings, # max_new_tokens, top_k, top_p, min_p, repetition_penalty, seed
+    max_new_tokens: int = 200, # how many to write
+    **settings, # top_k, top_p, min_p, repetition_penalty, seed
 ): # yields ids
     "The ids that continue a prompt; where no chance is involved, guessed and checked"
-    if temperature > 0:
-        for new, in generate_ids(model, tokenizer, [prompt], temperature=temperature, **settings):
-            yield new
-        return
-    draft = LookupDraft()
-    for several in speculate(model, tokenizer, prompt, draft, temperature=0, **settings):
+    decoder = decoder_of_long_texts(model, tokenizer, max_new_tokens)
+    draft = LookupDraft() if temperature == 0 else None      # chance surprises a lookup
+    passes = speculate(model, tokenizer, prompt, draft, max_new_tokens, decoder=decoder,
+                       temperature=temperature, **settings)
+    for several in passes:
         yield from several
 
 # %% ../../nbs/engine/serve.ipynb #5e2e001c

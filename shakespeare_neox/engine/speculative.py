@@ -31,6 +31,21 @@ def look_ahead(self: Decoder,
 
 # %% ../../nbs/engine/speculative.ipynb #3488c31a
 @patch
+def choices(self: Decoder,
+    guesses: list, # ids that may come next
+    **sampling, # as of `Decoder.step`
+): # yields ids: what is chosen after the last id of the only row, and after each guess
+    "The ids that the model chooses where the guesses are right"
+    row, = self.rows
+    logits = self.look_ahead(guesses)
+    greedy = sampling.get("temperature", 1.0) == 0
+    if greedy and sampling.get("repetition_penalty", 1) == 1:
+        yield from self.choose(logits, [row]*len(logits), **sampling)
+        return
+    for one in logits:                             # the penalty reads the ids that were written
+        yield from self.choose(one[None], [row], **sampling)
+
+@patch
 def accept(self: Decoder,
     guesses: list, # ids that may come next
     **sampling, # as of `Decoder.step`
@@ -38,9 +53,9 @@ def accept(self: Decoder,
     "Writes ids into the only row for as long as the guesses are right"
     row, = self.rows
     before = len(row.ids)
-    for logits, guess in zip(self.look_ahead(guesses), [*guesses, None]):
-        self.write(self.choose(logits[None], [row], **sampling))
-        if row.ids[-1] != guess:
+    for new, guess in zip(self.choices(guesses, **sampling), [*guesses, None]):
+        self.write([new])
+        if new != guess:
             break
     return row.ids[before:]
 
@@ -60,21 +75,22 @@ def speculate(
     model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # says which ids stand for something; None: all of them
     prompt: list, # ids, at least one
-    draft, # has `guess`, as `LookupDraft`
+    draft=None, # has `guess`, as `LookupDraft`; None guesses nothing
     max_new_tokens: int = 200, # how many to write
     seed: int = 0, # of the draws
     most: int = 16, # guesses at a time
+    decoder: Decoder = None, # of this model, with no row; a new one if not given
     **sampling, # as of `Decoder.step`
 ): # yields for each pass its new ids, one at least
     "Continues a row of ids as `generate_ids` does, in fewer passes"
     end, wanted = len(prompt) + max_new_tokens, min(4, most)
-    decoder = Decoder(model, tokenizer, 1, end)
+    decoder = decoder or Decoder(model, tokenizer, 1, end)
     decoder.admit({0: prompt}, seed)
     row, = decoder.rows
     while len(row.ids) < end:
         n = most_guesses(len(row.ids), decoder.window, min(wanted, end - len(row.ids) - 1))
         state = row.generator.get_state()
-        guesses = draft.guess(decoder, n, **sampling)
+        guesses = draft.guess(decoder, n, **sampling) if draft else []
         row.generator.set_state(state)
         new = decoder.accept(guesses, **sampling)
         yield new
@@ -84,32 +100,38 @@ def speculate(
 class LookupDraft:
     "Guesses that what followed the last ids before follows them again"
     def __init__(self,
+        texts: list = (), # of ids, written earlier
         lengths: tuple = (12, 8, 5, 3), # of the passages that are looked up, the longest first
     ):
-        self.lengths, self.after, self.n_read = lengths, {}, 0
+        self.lengths, self.after, self.text, self.n_read = lengths, {}, None, 0
+        for ids in texts:
+            self.read(list(ids))
 
     def read(self,
-        ids: list, # of a text that has grown
+        ids: list, # of a text, which may have grown since it was read
     ):
         "Remembers where each passage ended last; the end of the text has no next id yet"
+        if ids is not self.text:
+            self.text, self.n_read = ids, 0
+        if len(self.after) > 2**18:                    # some 65,000 ids; a long text goes on
+            self.after.clear()
         for end in range(self.n_read + 1, len(ids)):
             for length in self.lengths:
                 if length <= end:
-                    self.after[tuple(ids[end - length:end])] = end
+                    self.after[tuple(ids[end - length:end])] = ids, end
         self.n_read = max(self.n_read, len(ids) - 1)
 
     def guess(self, decoder, n, **sampling): # Decoder with one row, how many ids at most
         "At most n ids"
         ids = decoder.rows[0].ids
         self.read(ids)
-        starts = (self.after.get(tuple(ids[-length:])) for length in self.lengths)
-        start = next((start for start in starts if start is not None), None)
-        if start is None:
-            return []
-        copied = list(ids)
-        for place in range(start, start + n):          # may run into what it has just copied
-            copied.append(copied[place])
-        return copied[len(ids):]
+        found = (self.after.get(tuple(ids[-length:])) for length in self.lengths)
+        text, start = next(filter(None, found), ([], 0))
+        if text is ids:                                # may run into what it has just copied
+            text = list(ids)
+            for place in range(start, start + n):
+                text.append(text[place])
+        return text[start:start + n]
 
 # %% ../../nbs/engine/speculative.ipynb #bf676cf9
 class NgramDraft:

@@ -398,7 +398,7 @@ MODEL = SimpleNamespace(
 def both(tokenizer, ids, stop):
     """The pieces of `stream` where these ids are drawn, and the right text: all decoded at once,
     then cut"""
-    with patch("shakespeare_neox.engine.serve.generate_ids", lambda *a, **k: ([i] for i in ids)):
+    with patch("shakespeare_neox.engine.serve.speculate", lambda *a, **k: ([i] for i in ids)):
         pieces = list(stream(MODEL, tokenizer, "M", stop))
     text = tokenizer.decode(ids[: ids.index(tokenizer.eot_id)] if tokenizer.eot_id in ids else ids)
     ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]

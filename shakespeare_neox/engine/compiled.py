@@ -134,4 +134,4 @@ def is_worth_compiling(
     max_new_tokens: int, # of one text
 ) -> bool:
     "Whether a text is long enough"
-    return model.device.type == "cpu" and max_new_tokens >= WORTH_COMPILING
+    return max_new_tokens >= WORTH_COMPILING and model.device.type == "cpu"

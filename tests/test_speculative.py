@@ -127,8 +127,6 @@ def test_a_text_is_written_where_nothing_compiles(monkeypatch, capsys):
     short = "".join(stream(model, tokenizer, "ROMEO:\n", temperature=0, max_new_tokens=60))
     monkeypatch.setattr(CompiledDecoder, "read", read)
     monkeypatch.setattr("shakespeare_neox.engine.compiled.WORTH_COMPILING", 50)
-    assert short == "".join(
-        stream(model, tokenizer, "ROMEO:\n", temperature=0, max_new_tokens=60)
-    )
+    assert short == "".join(stream(model, tokenizer, "ROMEO:\n", temperature=0, max_new_tokens=60))
     said = capsys.readouterr().err
     assert "compiling for 60 tokens" in said and "(RuntimeError: " in said

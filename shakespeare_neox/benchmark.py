@@ -7,7 +7,7 @@ __all__ = ['NANOGPT', 'SHAPE', 'SYSTEMS', 'neox_benchmark_main', 'Contest', 'tak
            'processor_name', 'machine', 'started', 'watch', 'copy_nanogpt', 'nanogpt', 'open_nanogpt', 'score_nanogpt',
            'ours', 'transformers_step', 'transformers_model', 'transformers_speed', 'our_speed', 'nanogpt_speed',
            'model_of_the_race', 'trainers', 'each_turn', 'speeds', 'by_transformers', 'by_us', 'by_guesses', 'writers',
-           'openings', 'earlier_drafts', 'check_written', 'writing_contest', 'writing', 'Race', 'run_of_the_race',
+           'openings', 'earlier_texts', 'check_written', 'writing_contest', 'writing', 'Race', 'run_of_the_race',
            'warm_up', 'last_pair', 'race', 'draw_race', 'Benchmark', 'check_results', 'write_results', 'benchmark',
            'neox_benchmark']
 
@@ -408,11 +408,11 @@ def by_guesses(
     ids: torch.Tensor, # (1, T) a prompt
     n_new: int, # tokens to write
     turn: int = 0, # number of the round
-    drafts: list = None, # one for each text, used up; a new lookup if not given
+    make_draft=LookupDraft, # is called for each text; None guesses nothing
     decoder: Decoder = None, # a compiled one, with no row
 ) -> list: # (1, n_new) ids
     "A text that we write greedily, with guesses that are looked up"
-    draft = drafts.pop() if drafts else LookupDraft()
+    draft = make_draft() if make_draft else None
     passes = speculate(model, None, ids[0].tolist(), draft, n_new, decoder=decoder, temperature=0)
     text = sum(passes, [])
     if decoder:
@@ -443,15 +443,13 @@ def openings(
     return torch.tensor(ids).to(device)
 
 # %% ../nbs/09_benchmark.ipynb #33a6d24c
-def earlier_drafts(
+def earlier_texts(
     model: GPT, # in evaluation mode
-    n_new: int, # tokens of each earlier text
-    n_drafts: int, # how many
-) -> list: # of LookupDraft
-    "Lookups that have read what the model wrote after other openings"
+    n_new: int, # tokens of each
+) -> list: # ids of 32 texts
+    "What the model writes greedily after other openings than those that are timed"
     ids = openings(33, model.device)[1:]
-    texts = [[*opening, *new] for opening, new in zip(ids.tolist(), by_us(model, ids, n_new))]
-    return [LookupDraft(texts) for _ in range(n_drafts)]
+    return [[*opening, *new] for opening, new in zip(ids.tolist(), by_us(model, ids, n_new))]
 
 # %% ../nbs/09_benchmark.ipynb #34fabe1f
 def check_written(
@@ -475,8 +473,9 @@ def writing_contest(
     device: str, # of both
     more: dict = None, # further systems: name -> function of prompts, new tokens and the round
 ) -> Contest:
-    "Tokens per second of systems that must write the same texts"
-    (model, theirs), ids, written = models, openings(rows, device), {}
+    "Tokens per second of systems that must write the same texts, each round after other openings"
+    (model, theirs), written = models, {}
+    starts = openings(rounds*rows, device).split(rows)
     systems = {"transformers": partial(by_transformers, theirs)}
     no_end = model.config.vocab_size                        # transformers 4 wants an end token here
     if rows == 1:
@@ -484,16 +483,19 @@ def writing_contest(
             by_transformers, theirs, prompt_lookup_num_tokens=10, eos_token_id=no_end)
     systems |= {"shakespeare_neox": partial(by_us, model)} | (more or {})
     if rows == 1:
-        drafts = earlier_drafts(model, n_new, rounds + 1)
+        earlier = earlier_texts(model, n_new)
+        drafts = [LookupDraft(earlier) for _ in range(rounds + 1)]
         systems |= {"shakespeare_neox, guesses": partial(by_guesses, model),
                     "shakespeare_neox, guesses from earlier texts": partial(
-                        by_guesses, model, drafts=drafts)}
+                        by_guesses, model, make_draft=drafts.pop)}
     def timed(name, turn): # a system, number of the round
         start = time.perf_counter()
-        written[name] = systems[name](ids, n_new, turn=turn)
-        return rows*n_new/(time.perf_counter() - start)
+        texts = systems[name](starts[turn], n_new, turn=turn)
+        seconds = time.perf_counter() - start
+        written.setdefault(name, []).extend(texts)
+        return rows*n_new/seconds
     for write in systems.values():                         # what is made once is not timed
-        write(ids, 2)
+        write(starts[0], n_new)
     measures = {name: partial(timed, name) for name in systems}
     contest = take_turns(f"writing, {rows} at once (tokens/s)", measures, rounds)
     check_written(written, device)

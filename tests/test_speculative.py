@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shakespeare_neox.engine.checkpoints import open_checkpoint
-from shakespeare_neox.engine.compiled import CompiledDecoder, compiled_decoder
+from shakespeare_neox.engine.compiled import WORTH_COMPILING, CompiledDecoder, compiled_decoder
 from shakespeare_neox.engine.decode import generate_ids
 from shakespeare_neox.engine.serve import stream
 from shakespeare_neox.engine.speculative import LookupDraft, ModelDraft, NgramDraft, speculate
@@ -97,10 +97,11 @@ def test_earlier_texts_are_looked_up_and_change_nothing():
     assert passes["earlier"] < 15 < passes["plain"]
 
 
-def test_a_lookup_forgets_what_is_far_back():
+def test_a_lookup_forgets_what_it_met_first():
     draft = LookupDraft([range(70_000), range(200_000, 200_100)])
-    assert len(draft.after) <= 2**18 + 400
-    assert tuple(range(200_000, 200_008)) in draft.after
+    assert len(draft.after) == 2**18
+    assert tuple(range(200_000, 200_008)) in draft.after and tuple(range(8)) not in draft.after
+    assert tuple(range(60_000, 60_012)) in draft.after
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,7 +127,7 @@ def test_a_text_is_written_where_nothing_compiles(monkeypatch, capsys):
     model, tokenizer = open_checkpoint("shakespeare")
     short = "".join(stream(model, tokenizer, "ROMEO:\n", temperature=0, max_new_tokens=60))
     monkeypatch.setattr(CompiledDecoder, "read", read)
-    monkeypatch.setattr("shakespeare_neox.engine.compiled.WORTH_COMPILING", 50)
+    monkeypatch.setitem(WORTH_COMPILING, "greedy", 50)
     assert short == "".join(stream(model, tokenizer, "ROMEO:\n", temperature=0, max_new_tokens=60))
     said = capsys.readouterr().err
     assert "compiling for 60 tokens" in said and "(RuntimeError: " in said

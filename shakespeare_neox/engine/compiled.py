@@ -22,7 +22,8 @@ class LayerCache(Cache):
         super().__init__(*shape)
         self.static = True
         self.layers = [(k.clone(), v.clone()) for k, v in zip(self.keys, self.values)]
-        self.keys = self.keys.new_zeros(()).expand_as(self.keys)           # its shape is asked for
+        nothing = torch.zeros((), dtype=self.keys.dtype, device=self.keys.device)
+        self.keys = nothing.expand_as(self.keys)           # only its shape is used, by `extend`
         self.values = self.keys
 
     def reserve_at(self,
@@ -57,7 +58,6 @@ def admit(self: LayerCache,
 # %% ../../nbs/engine/compiled.ipynb #beb79456
 class CompiledDecoder(Decoder):
     "A decoder for one row whose passes are compiled; the model must not change meanwhile"
-    wide = 17                                              # ids of the larger pass
     def __init__(self,
         model: GPT, # in evaluation mode
         tokenizer: Tokenizer, # says which ids stand for something; None: all of them
@@ -65,6 +65,7 @@ class CompiledDecoder(Decoder):
         super().__init__(model, tokenizer, 1, model.config.max_position_embeddings)
         shape = (model.config, 1, self.window, model.embed.weight.dtype, self.device)
         self.cache = LayerCache(*shape)
+        self.wide = min(17, self.window)                   # ids of the larger pass
         # C++ calls the functions, too
         self.compiled = torch.compile(self.read, dynamic=False, options=dict(cpp_wrapper=True))
 
@@ -77,29 +78,21 @@ class CompiledDecoder(Decoder):
 
 # %% ../../nbs/engine/compiled.ipynb #b29a4990
 @patch
-def read_at(self: CompiledDecoder,
-    ids: list, # as many as a compiled pass takes, or fewer
-    start: int, # position of the first
-    width: int, # of the pass
-) -> torch.Tensor: # (n, padded_vocab_size)
-    "A compiled pass over ids, filled up to its width"
-    filled = torch.tensor([ids + [0]*(width - len(ids))], device=self.device)
-    positions = torch.arange(start, start + width, device=self.device)[None]
-    return self.compiled(filled, positions)[0, :len(ids)]
-
-@patch
-@torch.no_grad()
+@torch.inference_mode()
 def look_ahead(self: CompiledDecoder,
-    guesses: list, # ids that may come next; more than 16 are read one by one
-) -> torch.Tensor: # (n + 1, known): after the last id of the only row, and after each guess
+    guesses: list, # ids that may come next; from the seventeenth on they are not read
+) -> torch.Tensor: # (n + 1, known): after the last id of the only row, and after each guess read
     "The logits of several steps in one pass"
     row, = self.rows
     self.move_contexts()
-    ids, start = [row.ids[-1], *guesses], len(row.ids) - 1 - row.start
-    if 1 < len(ids) <= self.wide and start + self.wide <= self.window:
-        return self.named_logits(self.read_at(ids, start, self.wide))
-    one_by_one = [self.read_at([i], start + n, 1) for n, i in enumerate(ids)]
-    return self.named_logits(torch.cat(one_by_one))
+    width = self.wide if guesses else 1
+    new, past = [row.ids[-1], *guesses][:width], row.ids[row.start:-1]
+    start = min(len(past), self.window - width)        # near the end some ids are read again
+    ids = past[start:] + new
+    filled = torch.tensor([ids + [0]*(width - len(ids))], device=self.device)
+    positions = torch.arange(start, start + width, device=self.device)[None]
+    logits = self.compiled(filled, positions)[0, :len(ids)]
+    return self.named_logits(logits[-len(new):])
 
 @patch
 def next_logits(self: CompiledDecoder) -> torch.Tensor: # (1, known)
@@ -111,14 +104,13 @@ def compiled_decoder(
     model: GPT, # in evaluation mode, not to be changed while it writes
     tokenizer: Tokenizer, # says which ids stand for something; None: all of them
 ) -> Decoder: # None where torch.compile does not work, which is told
-    "A decoder for one row, compiled"
-    torch.compiler.reset()                                 # torch keeps few compiled forms
+    "A decoder for one row, compiled; what the process had compiled before is compiled anew"
+    torch.compiler.reset()                                 # torch keeps eight forms of a function
     decoder = CompiledDecoder(model, tokenizer)
     decoder.admit({0: [0]})
     try:
         decoder.look_ahead([])
-        if decoder.wide <= decoder.window:
-            decoder.look_ahead([0])
+        decoder.look_ahead([0])
     except Exception as e:                                 # its errors have no common type
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:80]}"
         say(f"torch.compile does not work here ({why}); the text is written without it")
@@ -127,11 +119,13 @@ def compiled_decoder(
     return decoder
 
 # %% ../../nbs/engine/compiled.ipynb #1db52965
-WORTH_COMPILING = 40_000                                   # tokens of a text, on a CPU
+WORTH_COMPILING = dict(drawn=40_000, greedy=80_000)        # tokens of a text, on a CPU
 
 def is_worth_compiling(
     model: GPT, # that is to write
     max_new_tokens: int, # of one text
+    temperature: float, # 0 is greedy, and written with guesses
 ) -> bool:
     "Whether a text is long enough"
-    return max_new_tokens >= WORTH_COMPILING and model.device.type == "cpu"
+    least = WORTH_COMPILING["drawn" if temperature else "greedy"]
+    return max_new_tokens >= least and model.device.type == "cpu"

@@ -316,9 +316,10 @@ def decoder_of_long_texts(
     model: GPT, # in evaluation mode
     tokenizer: Tokenizer, # of the model
     max_new_tokens: int, # of one text
+    temperature: float, # of its draws
 ) -> Decoder: # None where compiling does not pay or does not work
     "A compiled decoder for a text that is long enough, announced"
-    if not is_worth_compiling(model, max_new_tokens):
+    if not is_worth_compiling(model, max_new_tokens, temperature):
         return None
     say(f"compiling for {max_new_tokens:,} tokens: up to half a minute the first time")
     return compiled_decoder(model, tokenizer)
@@ -332,7 +333,7 @@ def ids_one_by_one(
     **settings, # top_k, top_p, min_p, repetition_penalty, seed
 ): # yields ids
     "The ids that continue a prompt; where no chance is involved, guessed and checked"
-    decoder = decoder_of_long_texts(model, tokenizer, max_new_tokens)
+    decoder = decoder_of_long_texts(model, tokenizer, max_new_tokens, temperature)
     draft = LookupDraft() if temperature == 0 else None      # chance surprises a lookup
     passes = speculate(model, tokenizer, prompt, draft, max_new_tokens, decoder=decoder,
                        temperature=temperature, **settings)
